@@ -1,0 +1,43 @@
+"""What any test may ask for: a real store, private to its worker process, and a name space of its own inside it."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from orchestrator.stores import embedded
+
+
+@pytest.fixture
+def short_dir() -> Iterator[Path]:
+    """A directory with a short name: pytest's own `tmp_path` is too long for unix sockets (107 bytes)."""
+    folder = Path(tempfile.mkdtemp(prefix="crl-", dir="/tmp"))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[embedded.Running]:
+    """One private server per xdist worker, on a unix socket, AOF `always` as in production."""
+    folder = Path(tempfile.mkdtemp(prefix="crl-", dir="/tmp"))
+    try:
+        yield embedded.ensure(folder)
+    finally:
+        embedded.shutdown(folder)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def redis_url(redis_server: embedded.Running) -> str:
+    return redis_server.url
+
+
+@pytest.fixture
+def installation() -> str:
+    """Prefix of all keys and labels of one test: `carrel:<installation>:…`; no test flushes anything."""
+    return f"t{uuid.uuid4().hex[:10]}"
