@@ -1,0 +1,103 @@
+"""The event vocabulary, and what an event is. Knows nothing of how events are stored or sent.
+
+Harness events take the Agent Client Protocol's names; the platform's own are `execution.*`, `sandbox.*`, `message.*`,
+`history.*`. Only events whose `source` is "platform" count for money and outcome: what a harness prints can never pass
+for one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Final, Literal
+
+Source = Literal["platform", "harness"]
+
+#: Types a harness may send as JSONL; any other `type` is demoted to `output`.
+HARNESS_TYPES: Final = frozenset(
+    {
+        "user_message",
+        "agent_message_chunk",
+        "agent_thought_chunk",
+        "tool_call",
+        "tool_call_update",
+        "plan",
+        "usage_update",
+        "compaction",
+        "progress",
+        "artifact",
+        "ask",
+        "ack",
+        "output",
+        "error",
+        "result",
+    }
+)
+
+OUTPUT: Final = "output"  # data: {stream}; body: the bytes
+SUBMITTED: Final = "execution.submitted"
+STATE: Final = "execution.state"  # data: {from, to, trigger, …}: every transition, one event
+ADOPTED: Final = "execution.adopted"  # data: {owner, epoch}
+FINISHED: Final = "execution.finished"  # data: {outcome}: the last event
+WANTED: Final = "execution.wanted"  # data: {want, id, …}: a wish was recorded
+INTERRUPTED: Final = "execution.interrupted"  # data: {id}: SIGINT was delivered
+EXITED: Final = "execution.exited"  # data: {exit_code | signal}: the harness's own end
+SANDBOX_PLACED: Final = "sandbox.placed"  # data: {sandbox_id, host}
+SANDBOX_RESIZED: Final = "sandbox.resized"  # data: {id, result, cpus, memory_bytes, pids, measured}
+SANDBOX_LOST: Final = "sandbox.lost"  # data: {reason, detail}
+SANDBOX_OOM: Final = "sandbox.oom"  # data: {kills}: something in it was killed for memory; the run goes on
+SANDBOX_HELD: Final = "sandbox.held"  # data: {spool_bytes}: the harness waits, the spool is at its limit
+MESSAGE_ACCEPTED: Final = "message.accepted"  # data: {n, id, text | data_b64}
+MESSAGE_DELIVERED: Final = "message.delivered"  # data: {n, id}
+MESSAGE_CONSUMED: Final = "message.consumed"  # data: {n, id}
+MESSAGE_EXPIRED: Final = "message.expired"  # data: {n, id, why}
+ARTIFACT: Final = "artifact"  # data: {path, size_bytes, sha256}
+HISTORY_GAP: Final = "history.gap"  # data: {attempt, first_src, last_src, why}
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """An event that has no number yet. `src` = the frame it came from, 0 = the worker's own. Times: epoch ms."""
+
+    type: str
+    data: Mapping[str, Any] = field(default_factory=dict)
+    body: bytes | None = None  # only `output`: the bytes exactly as printed
+    source: Source = "platform"
+    src: int = 0
+    time_ms: int = 0  # 0 = the store's clock at append
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One numbered entry of a history. `seq` is contiguous from 1 within `generation`."""
+
+    seq: int
+    type: str
+    time: datetime
+    attempt: int
+    source: Source
+    data: Mapping[str, Any]
+    body: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Cursor:
+    """A reader's place: everything up to and including `seq` was seen. Binds to the execution's id and generation."""
+
+    generation: int = 1
+    seq: int = 0
+
+    def __str__(self) -> str:
+        """The offset of the Durable Streams protocol: two numbers of 16 digits."""
+        return f"{self.generation:016d}_{self.seq:016d}"
+
+    @classmethod
+    def parse(cls, text: str) -> Cursor:
+        """The inverse of str(). Raises ValueError."""
+        generation, _, seq = text.partition("_")
+        if not (len(generation) == len(seq) == 16 and generation.isascii() and seq.isascii()):
+            raise ValueError(f"not a cursor: {text!r}")
+        if not (generation.isdigit() and seq.isdigit()):
+            raise ValueError(f"not a cursor: {text!r}")
+        return cls(int(generation), int(seq))

@@ -1,0 +1,209 @@
+"""Execution, its Spec and its Outcome: what was asked, where it stands, how it ended. Knows nothing of who stores or
+runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Final, Literal
+
+from orchestrator.lifecycle import ExecutionState
+
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
+GIB: Final = 1024 * MIB
+
+StdinMode = Literal["none", "text", "jsonl"]
+OutputMode = Literal["auto", "bytes", "jsonl"]
+
+
+class OutcomeKind(StrEnum):
+    SUCCEEDED = "SUCCEEDED"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+    TIMED_OUT = "TIMED_OUT"
+    LOST = "LOST"
+
+
+class Reason(StrEnum):
+    """Why it ended so. Stable; statistics are kept by it."""
+
+    EXIT_CODE = "exit_code"
+    SIGNAL = "signal"
+    OOM = "oom"
+    CANCELLED = "cancelled"
+    DEADLINE = "deadline"
+    IDLE = "idle"
+    BUDGET = "budget"
+    BAD_CONFIGURATION = "bad_configuration"  # exit code 78
+    COMMAND_NOT_FOUND = "command_not_found"  # exit code 126, 127 before anything ran: argv[0] cannot be executed
+    IMAGE_MISSING = "image_missing"
+    START_FAILED = "start_failed"
+    DISK_FULL = "disk_full"
+    SANDBOX_LOST = "sandbox_lost"  # the container is gone or was ended from outside
+    INIT_LOST = "init_lost"  # the container ended without init's exit record
+    HOST_LOST = "host_lost"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How it ended. `exit_code` is the harness's own where it exited, `signal` the number that ended it."""
+
+    kind: OutcomeKind
+    reason: Reason
+    message: str = ""
+    exit_code: int | None = None
+    signal: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What one sandbox may use. `cpus` in cores (0.01 to the host's), no swap, `disk_bytes` 0 = not limited."""
+
+    cpus: float = 1.0
+    memory_bytes: int = 1 * GIB
+    pids: int = 512
+    nofile: int = 4096
+    tmp_bytes: int = 256 * MIB
+    disk_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How long. Seconds; None = no limit. `grace_s`: between SIGTERM and SIGKILL on cancel and deadline."""
+
+    deadline_s: float | None = None
+    idle_timeout_s: float | None = None
+    grace_s: float = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """What to do when the platform (never the harness) failed. `max_failures` in a row without progress, then the end.
+
+    on_lost: `auto` = try again only if the harness declared that it can resume; `retry` = always; `end` = LOST.
+    """
+
+    max_failures: int = 3
+    on_lost: Literal["auto", "retry", "end"] = "auto"
+    backoff_s: float = 1.0
+    backoff_max_s: float = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class FileRef:
+    """A file to lay into the workspace before the harness starts. `path` relative to /workspace; content by digest."""
+
+    path: str
+    sha256: str
+    size_bytes: int
+    mode: int = 0o644
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """What was asked for, as submitted and validated; never changes. Empty `image` = the installation's own.
+
+    `harness` names a declaration of `orchestrator.harnesses`; `command` is its argv where that is `command`.
+    `stdin`, `output` None = as the harness declares.
+    """
+
+    task: str = ""
+    harness: str = "bash"
+    command: tuple[str, ...] = ()
+    image: str = ""
+    env: Mapping[str, str] = field(default_factory=dict)
+    files: tuple[FileRef, ...] = ()
+    name: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    resources: Resources = field(default_factory=Resources)
+    limits: Limits = field(default_factory=Limits)
+    retry: RetryPolicy = field(default_factory=RetryPolicy)
+    stdin: StdinMode | None = None
+    output: OutputMode | None = None
+    tenant: str = "default"
+
+
+@dataclass(frozen=True, slots=True)
+class CancelWant:
+    """Somebody wants it ended. The first one wins; a later one may only shorten the grace."""
+
+    id: str
+    grace_s: float
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PauseWant:
+    """The wish for PAUSED (`paused`) or for RUNNING; the last one wins."""
+
+    id: str
+    paused: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ResourcesWant:
+    """Other resources for the running sandbox; None = as it is. The last one wins."""
+
+    id: str
+    cpus: float | None = None
+    memory_bytes: int | None = None
+    pids: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class InterruptWant:
+    """One SIGINT (or the program's own way). Expires with its attempt."""
+
+    id: str
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class Wants:
+    """Level-triggered wishes in the record: read at claim and whenever the owner's bell rings; cleared by their
+    receipts."""
+
+    cancel: CancelWant | None = None
+    pause: PauseWant | None = None
+    hibernate: str | None = None  # the wish's id
+    resources: ResourcesWant | None = None
+    interrupts: tuple[InterruptWant, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Execution:
+    """The record, as read at one moment. See architecture.md, "Words"."""
+
+    id: str
+    spec: Spec
+    state: ExecutionState
+    created_at: datetime
+    outcome: Outcome | None = None
+    attempt: int = 0  # sandboxes so far; 0 = none yet
+    epoch: int = 0  # claims so far
+    owner: str | None = None  # the worker that holds the lease, if one does
+    sandbox_id: str | None = None  # of this attempt, or of the last one
+    host: str | None = None  # where that sandbox's slot is
+    failures: int = 0  # of the platform, since the last progress
+    tail: int = 0  # seq of the last event
+    src: int = 0  # last frame of this attempt that is in the history
+    own: int = 0  # last append of the worker's own in this epoch
+    generation: int = 1  # rises when a history had to begin again
+    inbox_tail: int = 0  # number of the last message sent
+    delivered: int = 0  # number of the last message written to the harness
+    consumed: int = 0  # number of the last message the harness said it used
+    wants: Wants = field(default_factory=Wants)
+    resources: Resources = field(default_factory=Resources)  # as they are now
+    output_mode: OutputMode = "auto"  # as init found it
+    started_at: datetime | None = None  # first RUNNING
+    finished_at: datetime | None = None
+    deadline_at: datetime | None = None
+    not_before_at: datetime | None = None  # a retry waits until then
+
+    @property
+    def ended(self) -> bool:
+        """True once an Outcome is there; it never becomes false again."""
+        return self.state is ExecutionState.FINISHED

@@ -1,0 +1,134 @@
+"""The port of workspaces: the host directories a sandbox binds, and safe access to the files in them.
+
+A *slot* is one directory per sandbox: `ctl/` (init's socket), `spool/` (init's frames), `vol/` (`workspace/` and
+`state/`, owned by uid 1000). Knows nothing of containers. Whatever lies in `vol` is hostile: it is only ever touched
+through resolution that cannot leave it (openat2 RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS, or as strict).
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Literal, Protocol
+
+HARNESS_UID = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """The host's side of one sandbox's files."""
+
+    sandbox_id: str
+    path: Path
+
+    @property
+    def socket(self) -> Path:
+        return self.path / "ctl" / "init.sock"
+
+    @property
+    def spool(self) -> Path:
+        return self.path / "spool"
+
+
+@dataclass(frozen=True, slots=True)
+class Seed:
+    """A file to lay into a new workspace: `path` relative to /workspace, content from a host file of ours."""
+
+    path: str
+    source: Path
+    mode: int
+
+
+FileKind = Literal["file", "directory", "symlink", "other"]
+
+
+@dataclass(frozen=True, slots=True)
+class FileStat:
+    """`path` relative to /workspace, "/"-separated, undecodable bytes as surrogateescape. `target` of a symlink as
+    stored."""
+
+    path: str
+    kind: FileKind
+    size_bytes: int
+    mode: int
+    modified_at: datetime
+    target: str = ""
+
+
+class OpenFile(Protocol):
+    """A regular file opened for reading: its stat is of the opened file, so size and content belong together."""
+
+    stat: FileStat
+    etag: str
+
+    def read(self, offset: int, size_bytes: int) -> bytes:
+        """At most `size_bytes` from `offset`; b"" at the end. Blocking (call it in a thread)."""
+
+    def close(self) -> None: ...
+
+
+class Files(Protocol):
+    """The workspace of one execution, in any of its states. Paths are relative to /workspace; absolute ones under
+    /workspace/ and /state/ are taken too. Blocking methods: call them in a thread.
+
+    Raises NotFound, BadInput(field="path") for a path that leaves the workspace, holds NUL or is too long, Conflict
+    for a directory where a file is needed (and the reverse), and for devices, sockets and FIFOs, which are never
+    opened.
+    """
+
+    def stat(self, path: str) -> FileStat: ...
+
+    def list(self, path: str, *, recursive: bool = False, after: str = "", limit: int = 1000) -> Sequence[FileStat]:
+        """Entries in byte order of their path, after `after`. Links are listed, never followed."""
+
+    def open(self, path: str) -> OpenFile: ...
+
+    def write(self, path: str, chunks: Iterable[bytes], *, mode: int = 0o644) -> FileStat:
+        """Write whole or not at all: to a temporary name beside it, then renamed. Makes missing folders. Raises
+        DiskFull."""
+
+
+class WorkspaceStore(Protocol):
+    """Makes, hands over and removes slots on this host. All verbs idempotent; a crash between two leaves what the
+    sweeper finds."""
+
+    async def prepare(self, sandbox_id: str, *, inherit: str | None, seeds: Sequence[Seed], disk_bytes: int) -> Slot:
+        """A slot ready for a sandbox. `inherit` names an earlier sandbox of this execution whose `vol` is taken over
+        (moved); where that is gone, or None, `vol` is new and `seeds` are laid into it. Raises DiskFull,
+        BadInput(field="files")."""
+
+    def slot(self, sandbox_id: str) -> Slot:
+        """Where it is (or would be)."""
+
+    async def holds(self, sandbox_id: str) -> bool:
+        """True when this slot's `vol` is here and whole."""
+
+    async def strip(self, sandbox_id: str) -> None:
+        """Remove `ctl` and `spool`, keep `vol`: the execution has ended."""
+
+    async def remove(self, sandbox_id: str) -> None:
+        """Remove the whole slot."""
+
+    async def list(self) -> Sequence[tuple[str, datetime]]:
+        """Ids of all slots here, with the time they were made."""
+
+    def files(self, sandbox_id: str) -> Files:
+        """Access to its `vol`. Raises NotFound when the slot is not here."""
+
+
+class Blobs(Protocol):
+    """Content by digest, written before the submit that names it. Unreferenced ones expire."""
+
+    async def put(self, chunks: AsyncIterator[bytes], *, limit_bytes: int) -> tuple[str, int]:
+        """Store a stream; (sha256 hex, size). Durable when this returns. Raises BadInput(field="content"), DiskFull."""
+
+    async def has(self, sha256: str) -> int | None:
+        """Its size, or None."""
+
+    def path(self, sha256: str) -> Path:
+        """The host file of a blob that is here."""
+
+    async def expire(self, keep: frozenset[str], older_than_s: float) -> int:
+        """Remove those neither in `keep` nor young; how many."""
