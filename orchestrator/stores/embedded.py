@@ -37,6 +37,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
+from orchestrator.errors import StoreUnavailable
+
 logger = logging.getLogger(__name__)
 
 OLDEST_VERSION = (6, 2)
@@ -53,7 +55,7 @@ _POLL_S = 0.005
 _children: dict[int, subprocess.Popen[bytes]] = {}
 
 
-class EmbeddedServerFailed(RuntimeError):
+class EmbeddedServerFailed(StoreUnavailable):
     """The server could not be found, started or ended. The text says why and what to do."""
 
 
