@@ -1,0 +1,96 @@
+"""What a written value must be: in words for a person, and as the function that makes it. Knows no setting's name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.execution import GIB, MIB
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a value must be, in words, and the function that makes it (ValueError when it is not)."""
+
+    words: str
+    parse: Callable[[object], object]
+
+
+def text(words: str = "text", pattern: str = r"(?s).*") -> Rule:
+    def parse(value: object) -> str:
+        if not isinstance(value, str) or not re.fullmatch(pattern, value):
+            raise ValueError
+        return value
+
+    return Rule(words, parse)
+
+
+def choice(*allowed: str) -> Rule:
+    return text("one of " + ", ".join(allowed), "|".join(map(re.escape, allowed)))
+
+
+def whole(least: int, most: int) -> Rule:
+    def parse(value: object) -> int:
+        if isinstance(value, bool) or not isinstance(value, int | str):
+            raise ValueError
+        number = int(value)
+        if not least <= number <= most:
+            raise ValueError
+        return number
+
+    return Rule(f"a whole number from {least} to {most}", parse)
+
+
+def number(least: float, most: float, unit: str) -> Rule:
+    def parse(value: object) -> float:
+        if isinstance(value, bool) or not isinstance(value, int | float | str):
+            raise ValueError
+        amount = float(value)
+        if not least <= amount <= most:
+            raise ValueError
+        return amount
+
+    return Rule(f"{unit}, from {least:g} to {most:g}", parse)
+
+
+def seconds(least: float, most: float) -> Rule:
+    return number(least, most, "seconds")
+
+
+def size(least: int, most: int) -> Rule:
+    units = {"": 1, "k": 1024, "m": MIB, "g": GIB, "t": 1024 * GIB}
+
+    def parse(value: object) -> int:
+        match = re.fullmatch(r"(\d+)\s*([kmgt]?)i?b?", str(value).strip().lower())
+        if isinstance(value, bool) or not match:
+            raise ValueError
+        amount = int(match[1]) * units[match[2]]
+        if not least <= amount <= most:
+            raise ValueError
+        return amount
+
+    return Rule(f"bytes (512m, 2g), from {least} to {most}", parse)
+
+
+def listing(words: str) -> Rule:
+    def parse(value: object) -> tuple[str, ...]:
+        items = value.split(",") if isinstance(value, str) else value
+        if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
+            raise ValueError
+        return tuple(item.strip() for item in items if item.strip())
+
+    return Rule(f"{words}, comma-separated", parse)
+
+
+def directory() -> Rule:
+    def parse(value: object) -> Path:
+        if not isinstance(value, str | Path) or not str(value) or "\0" in str(value):
+            raise ValueError
+        try:
+            return Path(value).expanduser().absolute()
+        except RuntimeError as no_such_home:  # "~nobody"
+            raise ValueError from no_such_home
+
+    return Rule("a directory", parse)

@@ -1,0 +1,327 @@
+"""What an operator may set: read from carrel.toml, then the environment, then flags; checked; each with its origin.
+
+The only reader of environment and configuration files on the server's side. Knows nothing of what the values are for:
+`assembly` hands them on as plain arguments. The table in docs/operate/settings.md is printed by
+`python -m orchestrator.settings` and compared by a test.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import socket
+import tomllib
+from collections.abc import Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final, cast
+
+from orchestrator.errors import BadInput
+from orchestrator.execution import GIB, MIB, Limits, Resources
+from orchestrator.rules import Rule, choice, directory, listing, number, seconds, size, text, whole
+
+PREFIX: Final = "CARREL_"
+# Read by the client, or by tests and make; listed so that a misspelt setting can be told from them.
+OTHER_VARIABLES: Final = frozenset({"CARREL_CONFIG", "CARREL_URL", "CARREL_TOKEN", "CARREL_PROFILE", "CARREL_CRASH_AT"})
+
+
+def setting(rule: Rule, default: Any, about: str, *, shown: str = "", also: str = "") -> Any:
+    """A field of Settings: `default` a value or a function that finds it, `shown` = how the table prints that,
+    `also` = a second environment variable that is taken when ours is not set."""
+    metadata = {"rule": rule, "about": about, "shown": shown, "also": also}
+    if callable(default):
+        return field(default_factory=default, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def _data_dir() -> Path:
+    if os.geteuid() == 0:
+        return Path("/var/lib/carrel")
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "carrel"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The effective settings. `origin` says for each name where its value came from: `default`, `carrel.toml`'s path,
+    the variable, or `flag`."""
+
+    # ---- the installation
+    installation: str = setting(
+        text("1 to 32 of a-z, 0-9 and -", "[a-z0-9][a-z0-9-]{0,31}"),
+        "default",
+        "Name of this installation: prefix of all its keys, label of all its containers. Two of them share a Redis or "
+        "an engine without touching each other's.",
+    )
+    data_dir: Path = setting(
+        directory(),
+        _data_dir,
+        "Workspaces, spools, the embedded store and the admin token. Must be on a local disk; kept short, since unix "
+        "sockets live in it (107 bytes in all).",
+        shown="/var/lib/carrel as root, else ~/.local/share/carrel",
+    )
+    host_name: str = setting(
+        text("1 to 64 of letters, digits, . _ and -", "[A-Za-z0-9][A-Za-z0-9._-]{0,63}"),
+        socket.gethostname,
+        "Name of this host in records: a sandbox is looked for only on the host that made it. Must not change while "
+        "executions have sandboxes here.",
+        shown="the machine's host name",
+    )
+    redis_url: str = setting(
+        text("empty, or redis://, rediss:// or unix://", r"|(redis|rediss|unix)://.+"),
+        "",
+        "The store. It must run with AOF `always` and `noeviction`, or acknowledged work can be lost. Empty: an "
+        "embedded server in the data directory.",
+        shown="empty: embedded",
+    )
+
+    # ---- the api
+    bind_host: str = setting(
+        text("an address", r"[^\s]+"),
+        "127.0.0.1",
+        "Address the api listens on. Anything but a loopback address belongs behind TLS.",
+    )
+    port: int = setting(whole(0, 65535), 8374, "Port the api listens on; 0 takes a free one and prints it.")
+    allowed_hosts: tuple[str, ...] = setting(
+        listing("host names"),
+        (),
+        "Values of the Host header that are served besides localhost, 127.0.0.1, [::1] and `bind_host`.",
+        shown="none",
+    )
+    allowed_origins: tuple[str, ...] = setting(
+        listing("origins (https://name)"), (), "Browser origins that may call the api besides its own.", shown="none"
+    )
+    message_limit_bytes: int = setting(size(1, 16 * MIB), 1 * MIB, "Largest steering message.")
+    upload_limit_bytes: int = setting(size(1, 1024 * GIB), 1 * GIB, "Largest uploaded file.")
+
+    # ---- the worker
+    driver: str = setting(
+        choice("docker", "scripted"), "docker", "What makes sandboxes. `scripted` plays a script: tests and demos."
+    )
+    docker_host: str = setting(
+        text("empty, or unix:// or tcp://", r"|(unix|tcp)://.+"),
+        "",
+        "The container engine. It must be on this machine: workspaces and sockets are bind mounts.",
+        shown="empty: unix:///var/run/docker.sock",
+        also="DOCKER_HOST",
+    )
+    image: str = setting(text("an image", r"[^\s]+"), "carrel-sandbox:latest", "Image of sandboxes that name none.")
+    runtime: str = setting(
+        text("a runtime's name", r"[A-Za-z0-9._-]*"),
+        "",
+        "OCI runtime, such as runsc or kata.",
+        shown="empty: the engine's default",
+    )
+    work_cgroup: str = setting(
+        choice("auto", "off"),
+        "auto",
+        "Keep everything in a sandbox but its init in a cgroup of its own, so that it can be frozen and bounded. "
+        "`auto`: where this process is root.",
+    )
+    concurrency: int = setting(whole(1, 100_000), 64, "Executions one worker owns at a time.")
+    start_concurrency: int = setting(
+        whole(1, 64), 3, "Sandboxes started at the same time; more only makes each slower (Docker 20.10: 2 to 4)."
+    )
+    lease_s: float = setting(
+        seconds(1, 3600), 15.0, "How long a claim holds without renewal (renewed at a quarter): how late a crash shows."
+    )
+    claim_interval_s: float = setting(
+        seconds(0.05, 5), 5.0, "Longest time between two claims of an idle worker; the bell makes it sooner."
+    )
+    sweep_interval_s: float = setting(
+        seconds(1, 3600), 15.0, "How often a worker compares what exists with what should."
+    )
+    orphan_grace_s: float = setting(
+        seconds(0, 86_400), 60.0, "Age from which a sandbox or slot of ours that no record names is removed."
+    )
+    host_lost_after_s: float = setting(
+        seconds(5, 86_400), 60.0, "Silence after which a host counts as lost and its executions are taken from it."
+    )
+    drain_grace_s: float = setting(
+        seconds(0, 3600), 10.0, "After SIGTERM: how long handing over may take before the process goes anyway."
+    )
+    retention_s: float = setting(
+        seconds(0, 10 * 365 * 86_400),
+        7 * 86_400.0,
+        "How long a finished execution, its history and files are kept; 0 keeps them for ever.",
+    )
+
+    # ---- what an execution gets when it asks for nothing
+    default_cpus: float = setting(number(0.01, 1024, "cores"), 1.0, "CPU of a sandbox.")
+    default_memory_bytes: int = setting(size(32 * MIB, 1024 * GIB), 1 * GIB, "Memory of a sandbox; no swap.")
+    default_pids: int = setting(whole(16, 1_000_000), 512, "Processes and threads in a sandbox.")
+    default_nofile: int = setting(whole(64, 1_048_576), 4096, "Open files per process in a sandbox.")
+    default_tmp_bytes: int = setting(size(1 * MIB, 64 * GIB), 256 * MIB, "Size of a sandbox's /tmp (it is memory).")
+    default_disk_bytes: int = setting(
+        size(0, 64 * 1024 * GIB), 0, "Limit of a workspace; 0 sets none (the `directory` store cannot enforce one)."
+    )
+    default_grace_s: float = setting(seconds(0, 3600), 10.0, "Between SIGTERM and SIGKILL, at cancel and deadline.")
+    default_deadline_s: float = setting(
+        seconds(0, 365 * 86_400), 0.0, "Deadline of an execution that sets none; 0 is no deadline."
+    )
+    spool_limit_bytes: int = setting(
+        size(1 * MIB, 64 * GIB),
+        64 * MIB,
+        "Output init keeps that no worker has taken yet; from there on the harness is held back, nothing is lost.",
+    )
+
+    # ---- logs
+    log_format: str = setting(
+        choice("auto", "json", "text"), "auto", "`json`: one object a line; `text`: key=value. `auto`: text on a tty."
+    )
+    log_level: str = setting(choice("debug", "info", "warning", "error"), "info", "Least level that is written.")
+
+    origin: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}), compare=False, repr=False)
+
+    @property
+    def default_resources(self) -> Resources:
+        return Resources(
+            cpus=self.default_cpus,
+            memory_bytes=self.default_memory_bytes,
+            pids=self.default_pids,
+            nofile=self.default_nofile,
+            tmp_bytes=self.default_tmp_bytes,
+            disk_bytes=self.default_disk_bytes,
+        )
+
+    @property
+    def default_limits(self) -> Limits:
+        return Limits(deadline_s=self.default_deadline_s or None, grace_s=self.default_grace_s)
+
+
+SETTINGS: Final[Mapping[str, Field[Any]]] = MappingProxyType(
+    {f.name: f for f in fields(Settings) if "rule" in f.metadata}
+)
+
+
+def load(
+    flags: Mapping[str, object] | None = None,
+    *,
+    environment: Mapping[str, str] | None = None,
+    file: Path | None = None,
+) -> Settings:
+    """The effective settings: defaults < file < environment < flags (a flag that is None was not given).
+
+    `file`: else $CARREL_CONFIG, else /etc/carrel/carrel.toml, else ~/.config/carrel/carrel.toml; never the current
+    directory, which may be anybody's. Raises BadInput naming the setting, where it was set, its limit and the remedy.
+    """
+    environment = os.environ if environment is None else environment
+    values: dict[str, object] = {}
+    origin = dict.fromkeys(SETTINGS, "default")
+
+    def take(name: str, value: object, where: str) -> None:
+        values[name] = _checked(name, value, where)
+        origin[name] = where
+
+    path, table = _read_file(file, environment)
+    for name, value in table.items():
+        if name not in SETTINGS:
+            close = difflib.get_close_matches(name, SETTINGS, 1)
+            raise BadInput(
+                f"{path}: there is no setting {name}" + (f"; did you mean {close[0]}?" if close else ""),
+                field=name,
+                limit="a setting of docs/operate/settings.md",
+                remedy=f"rename or remove it in {path}",
+            )
+        take(name, value, str(path))
+    for name, declared in SETTINGS.items():
+        for variable in (declared.metadata["also"], PREFIX + name.upper()):
+            if variable and environment.get(variable):
+                take(name, environment[variable], f"${variable}")
+    for name, value in (flags or {}).items():
+        if value is not None:
+            take(name, value, "flag")
+    return Settings(**cast(dict[str, Any], values), origin=MappingProxyType(origin))
+
+
+def unknown_variables(environment: Mapping[str, str] | None = None) -> list[str]:
+    """CARREL_… variables that set nothing: a misspelt one is silent otherwise. `carrel doctor` shows them."""
+    known = {PREFIX + name.upper() for name in SETTINGS} | OTHER_VARIABLES
+    return sorted(
+        n for n in (os.environ if environment is None else environment) if n.startswith(PREFIX) and n not in known
+    )
+
+
+def _read_file(file: Path | None, environment: Mapping[str, str]) -> tuple[Path | None, Mapping[str, object]]:
+    named = file or (Path(environment["CARREL_CONFIG"]) if environment.get("CARREL_CONFIG") else None)
+    places = [named] if named else [Path("/etc/carrel/carrel.toml"), Path("~/.config/carrel/carrel.toml").expanduser()]
+    for path in places:
+        try:
+            return path, tomllib.loads(path.read_text())
+        except FileNotFoundError:
+            if named:
+                raise BadInput(
+                    f"the configuration file {path} is not there",
+                    field="CARREL_CONFIG",
+                    limit="a readable TOML file",
+                    remedy="create it, or unset CARREL_CONFIG",
+                ) from None
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as failure:
+            raise BadInput(
+                f"{path} cannot be read: {failure}",
+                field=str(path),
+                limit="a readable TOML file",
+                remedy="correct it there",
+            ) from failure
+    return None, {}
+
+
+def _checked(name: str, value: object, where: str) -> object:
+    rule: Rule = SETTINGS[name].metadata["rule"]
+    try:
+        return rule.parse(value)
+    except (ValueError, OverflowError):
+        remedy = f"correct it ({where}), or take it out for the default: {_default_shown(name)}"
+        raise BadInput(
+            f"setting {name}, from {where}: {value!r} is not {rule.words}; {remedy}",
+            field=name,
+            limit=rule.words,
+            remedy=remedy,
+        ) from None
+
+
+def _default_shown(name: str) -> str:
+    declared = SETTINGS[name]
+    if declared.metadata["shown"]:
+        return str(declared.metadata["shown"])
+    assert declared.default is not MISSING  # one that is found by a function says how it is shown
+    value = declared.default
+    if name.endswith("_bytes") and value:
+        for unit, bytes_ in (("g", GIB), ("m", MIB)):
+            if value % bytes_ == 0:
+                return f"{value // bytes_}{unit}"
+    return (
+        f"{value:g}"
+        if isinstance(value, float) and value < 1e6
+        else f"{value:.0f}"
+        if isinstance(value, float)
+        else str(value)
+    )
+
+
+def table() -> str:
+    """All settings as the page docs/operate/settings.md."""
+    lines = [
+        "# Settings",
+        "",
+        "Generated by `python -m orchestrator.settings`; do not edit. A setting's name is its key in `carrel.toml` "
+        "(`$CARREL_CONFIG`,",
+        "else `/etc/carrel/carrel.toml`, else `~/.config/carrel/carrel.toml`). The environment beats the file, a flag "
+        "beats both;",
+        "`carrel config` prints the effective values, each with its origin. `carrel doctor` shows misspelt variables.",
+        "",
+        "| setting | variable | default | must be | what it does |",
+        "|---|---|---|---|---|",
+    ]
+    for name, declared in SETTINGS.items():
+        rule: Rule = declared.metadata["rule"]
+        variable = f"`{PREFIX}{name.upper()}`" + (
+            f", `{declared.metadata['also']}`" if declared.metadata["also"] else ""
+        )
+        cells = (f"`{name}`", variable, _default_shown(name), rule.words, declared.metadata["about"])
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(table(), end="")
