@@ -51,7 +51,10 @@ ROOMS = {
     "workspaces": Room(("orchestrator.workspaces",), ("nouns",), ("zstandard",)),
     "gateway": Room(("orchestrator.gateway",), ("nouns",), ("httpx", "h11")),
     "server": Room(
-        ("orchestrator.server",), ("nouns", "wire"), ("fastapi", "starlette", "pydantic", "prometheus_client")
+        # link: exec speaks to init as a viewer (channel.md, "Live bytes"). pydantic stays in wire.
+        ("orchestrator.server",),
+        ("nouns", "link", "wire"),
+        ("fastapi", "starlette", "uvicorn", "prometheus_client"),
     ),
     "client": Room(("orchestrator.client",), ("nouns", "wire"), ("websockets", "httpx")),
     "cli": Room(("orchestrator.cli",), ("nouns", "client", "settings"), ("typer", "click", "rich")),

@@ -1,0 +1,79 @@
+"""Workspace entries, uploads and artifacts as JSON. Knows no directory."""
+
+from __future__ import annotations
+
+import base64
+import os
+from typing import Literal
+
+from orchestrator.wire.shape import AnswerModel, Moment
+from orchestrator.workspace import FileStat
+
+
+class FileEntry(AnswerModel):
+    """`path` relative to /workspace. Where a name's bytes are not UTF-8, `path` shows them replaced and `path_b64` has
+    them exactly. `mode` is octal text."""
+
+    path: str
+    path_b64: str | None = None
+    kind: Literal["file", "directory", "symlink", "other"]
+    size_bytes: int
+    mode: str
+    modified_at: Moment
+    target: str = ""
+
+    @classmethod
+    def of(cls, stat: FileStat) -> FileEntry:
+        shown, exact = _name(stat.path)
+        return cls(
+            path=shown,
+            path_b64=exact,
+            kind=stat.kind,
+            size_bytes=stat.size_bytes,
+            mode=f"{stat.mode & 0o7777:04o}",
+            modified_at=stat.modified_at,
+            target=_name(stat.target)[0],
+        )
+
+
+class FilePage(AnswerModel):
+    """Entries in byte order of their path; `next` goes into `?after=`, "" at the end."""
+
+    entries: list[FileEntry]
+    next: str = ""
+
+
+class Blob(AnswerModel):
+    """Content that is here, by digest."""
+
+    sha256: str
+    size_bytes: int
+
+
+class Artifact(AnswerModel):
+    """A file left in /workspace/artifacts; `path` relative to it. `sha256` is null where the file is too large to be
+    read for a listing."""
+
+    path: str
+    path_b64: str | None = None
+    size_bytes: int
+    modified_at: Moment
+    sha256: str | None = None
+
+    @classmethod
+    def of(cls, path: str, stat: FileStat, sha256: str | None) -> Artifact:
+        shown, exact = _name(path)
+        return cls(path=shown, path_b64=exact, size_bytes=stat.size_bytes, modified_at=stat.modified_at, sha256=sha256)
+
+
+class Artifacts(AnswerModel):
+    artifacts: list[Artifact]
+    truncated: bool = False
+
+
+def _name(path: str) -> tuple[str, str | None]:
+    raw = os.fsencode(path)
+    try:
+        return raw.decode(), None
+    except UnicodeDecodeError:
+        return raw.decode(errors="replace"), base64.b64encode(raw).decode("ascii")
