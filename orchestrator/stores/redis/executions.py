@@ -1,0 +1,168 @@
+"""Records, queue and leases on Redis: the port `orchestrator.executions.Executions`. Knows no history's content.
+
+Everything that changes something is one script (lua/); what only reads is here, or in `listing`.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from typing import Any, Final
+
+from orchestrator.errors import BadInput, Gone, KeyReused, NameTaken, NotFound, TooMany
+from orchestrator.execution import Execution, Spec
+from orchestrator.executions import Claim, Nothing, Submitted
+from orchestrator.history import Lease
+from orchestrator.stores.redis.connection import LineLost, Server
+from orchestrator.stores.redis.history import refusal
+from orchestrator.stores.redis.keys import Keys
+from orchestrator.stores.redis.record import dumps, of_spec, pairs, to_execution
+
+_SHORTEST_WAIT_S: Final = 0.05
+#: A claim has to run that often: the store's clock never advances by more than this at once.
+_LONGEST_WAIT_S: Final = 5.0
+
+
+class RedisExecutions:
+    """See the port.
+
+    `max_running`: most executions of one tenant that are neither asleep nor waiting for a place; None = no limit. Those
+    beyond it wait, at most `max_parked` of them (TooMany). `fenced` as in RedisHistory.
+    """
+
+    def __init__(
+        self,
+        server: Server,
+        keys: Keys,
+        *,
+        max_running: int | None = None,
+        max_parked: int | None = None,
+        fenced: bool = True,
+    ) -> None:
+        self._server = server
+        self._keys = keys
+        self._max_running = "" if max_running is None else max_running
+        self._max_parked = "" if max_parked is None else max_parked
+        self._fenced = int(fenced)
+        self._host_of: dict[str, str] = {}  # owner → host, as told by its claims: whose bell to listen to
+
+    async def submit(
+        self, spec: Spec, *, execution_id: str, idempotency_key: str = "", body_digest: str = ""
+    ) -> Submitted:
+        fields = [item for pair in of_spec(spec).items() for item in pair]
+        deadline_s = spec.limits.deadline_s
+        answer = await self._server.run(
+            "submit",
+            self._keys.prefix,
+            execution_id,
+            spec.tenant,
+            spec.name,
+            idempotency_key,
+            body_digest,
+            "" if deadline_s is None else round(deadline_s * 1000),
+            self._max_running,
+            self._max_parked,
+            dumps({"name": spec.name, "harness": spec.harness, "labels": dict(spec.labels)}),
+            dumps([f"{name}={value}" for name, value in spec.labels.items()]),
+            *fields,
+        )
+        match answer:
+            case ["created" | "known" as word, int(skew), list(flat)]:
+                got = pairs(flat)
+                return Submitted(to_execution(got["id"].decode(), got, skew), word == "created")
+            case ["reused", bytes(other)]:
+                raise KeyReused(
+                    f"idempotency key {idempotency_key!r} was used before, with another body",
+                    key=idempotency_key,
+                    id=other.decode(),
+                )
+            case ["removed", bytes(other)]:
+                raise Gone(f"{other.decode()}, made with this idempotency key, was removed", id=other.decode())
+            case ["taken", bytes(other)]:
+                raise NameTaken(
+                    f"{other.decode()} has the name {spec.name!r} and has not ended", name=spec.name, id=other.decode()
+                )
+            case ["full", int(limit)]:
+                raise TooMany(f"{limit} executions wait for a place already", limit=limit, retry_after_s=5.0)
+            case _:
+                raise refusal(answer, execution_id)
+
+    async def get(self, execution_id: str) -> Execution:
+        flat, clock = await self._server.ask_all(
+            ("HGETALL", self._keys.record(execution_id)), ("HMGET", self._keys.meta, "last", "now")
+        )
+        if not flat:
+            raise NotFound(f"no execution {execution_id}", kind="execution", id=execution_id)
+        return to_execution(execution_id, pairs(flat), _skew(clock))
+
+    async def claim(self, owner: str, host: str, *, lease_s: float) -> Claim | Nothing:
+        _check_owner(owner)
+        self._host_of[owner] = host
+        answer = await self._server.run(
+            "claim", self._keys.prefix, owner, host, round(lease_s * 1000), secrets.token_hex(8)
+        )
+        match answer:
+            case ["claimed", int(skew), int(now), bytes(name), list(flat)]:
+                got = pairs(flat)
+                execution = to_execution(name.decode(), got, skew)
+                deadline = int(got.get("deadline") or 0)
+                lease = Lease(execution.id, execution.epoch, owner, lease_s)
+                return Claim(lease, execution, (deadline - now) / 1000 if deadline else None)
+            case ["nothing", int(remaining)]:
+                longest = min(lease_s / 4, _LONGEST_WAIT_S)
+                wait_s = longest if remaining < 0 else min(remaining / 1000, longest)
+                return Nothing(max(wait_s, _SHORTEST_WAIT_S))
+            case _:
+                raise refusal(answer, "")
+
+    async def renew(self, lease: Lease) -> None:
+        answer = await self._server.run(
+            "renew", self._keys.prefix, lease.execution_id, lease.epoch, round(lease.lease_s * 1000), self._fenced
+        )
+        _expect_ok(answer, lease.execution_id)
+
+    async def release(self, lease: Lease) -> None:
+        answer = await self._server.run("release", self._keys.prefix, lease.execution_id, lease.epoch, self._fenced)
+        _expect_ok(answer, lease.execution_id)
+
+    async def wait(self, owner: str, *, shared: bool, timeout_s: float) -> Sequence[str]:
+        _check_owner(owner)
+        own = self._keys.bell(owner)
+        bells = [own]
+        if shared:
+            bells += [self._keys.host_bell(self._host_of[owner])] if owner in self._host_of else []
+            bells.append(self._keys.bell())
+        if timeout_s <= 0:
+            return ()
+        try:
+            rung = await self._server.block("BLPOP", *bells, f"{timeout_s:.3f}", block_s=timeout_s)
+        except LineLost:
+            # A token may have been taken and lost with the line. Asking for anything waits until the store is back.
+            await self._server.ask("EXISTS", self._keys.meta)
+            return ("*",)
+        if not rung or rung[0].decode() != own:
+            return ()
+        # What else has rung meanwhile, in one go. Were this lost with the process, its leases would lapse with it.
+        more = await self._rest(own)
+        return tuple(dict.fromkeys(token.decode() for token in (rung[1], *more)))
+
+    async def _rest(self, bell: str) -> Sequence[bytes]:
+        try:
+            return await self._server.block("LPOP", bell, 64, block_s=0.0) or ()
+        except LineLost:
+            return (b"*",)
+
+
+def _skew(clock: Sequence[bytes | None]) -> int:
+    last, now = clock
+    return int(last or 0) - int(now or 0)
+
+
+def _check_owner(owner: str) -> None:
+    if not owner or owner.startswith("host:"):
+        raise BadInput(f"a worker cannot be named {owner!r}", field="worker", limit='not empty, not "host:…"')
+
+
+def _expect_ok(answer: Sequence[Any], execution_id: str) -> None:
+    if answer[0] != "ok":
+        raise refusal(answer, execution_id)

@@ -1,0 +1,74 @@
+-- The only way a state changes. Needs: clock, transitions, record, queue.
+
+local function in_index(x, state, present)
+  if present then call('ZADD', P .. 'index:state:' .. state, 0, x.id)
+  else call('ZREM', P .. 'index:state:' .. state, x.id) end
+end
+
+-- The transition and its one event, in one step. The caller has looked up that the table knows it.
+local function move(x, trigger, data)
+  local to = TRANSITIONS[x.state .. ' ' .. trigger]
+  data = data or {}
+  data['from'], data['to'], data['trigger'], data['attempt'] = x.state, to, trigger, x.attempt
+  event(x, 'execution.state', cjson.encode(data))
+  in_index(x, x.state, false)
+  in_index(x, to, true)
+  set(x, 'state', to)
+end
+
+local function give_up(x, ready)
+  set(x, 'owner', '')
+  set(x, 'lease', 0)
+  set(x, 'ready', ready)
+end
+
+-- The sandbox is no longer its own: interrupts go with their attempt.
+local function end_attempt(x)
+  set(x, 'want_interrupts', '')
+  if x.sandbox_id ~= '' then call('HDEL', P .. 'index:sandboxes', x.sandbox_id) end
+end
+
+-- Last event, end marker, outcome. `outcome` is JSON.
+local function finish(x, trigger, outcome, now)
+  move(x, trigger)
+  event(x, 'execution.finished', '{"outcome":' .. outcome .. '}')
+  end_marker(x)
+  end_attempt(x)
+  give_up(x, 0)
+  set(x, 'outcome', outcome)
+  set(x, 'finished', wall())
+  set(x, 'parked', 0)
+  call('ZADD', P .. 'index:finished', x.finished, x.id)
+  settle(x, now)
+  leave_place(x, now)
+end
+
+-- A wish to cancel, or a deadline, ends at once what has nothing to stop. True if it did.
+local function end_unowned(x, now)
+  if x.state ~= 'QUEUED' and x.state ~= 'HIBERNATED' then return false end
+  if x.want_cancel ~= '' then
+    local want = cjson.decode(x.want_cancel)
+    finish(x, 'cancel', cjson.encode({ kind = 'CANCELLED', reason = 'cancelled', message = want.reason or '' }), now)
+    return true
+  end
+  if x.deadline > 0 and x.deadline <= now then
+    finish(x, 'deadline', cjson.encode({ kind = 'TIMED_OUT', reason = 'deadline', message = '' }), now)
+    return true
+  end
+  return false
+end
+
+-- After it has become QUEUED or HIBERNATED: nobody's, its attempt over, due at `ready` (0 = when it is woken).
+local function lie_down(x, ready, now)
+  end_attempt(x)
+  give_up(x, ready)
+  if end_unowned(x, now) then return end
+  if x.state == 'HIBERNATED' then leave_place(x, now) else take_place(x) end
+  settle(x, now)
+end
+
+-- HIBERNATED → QUEUED, due now.
+local function wake(x, now)
+  move(x, 'wake')
+  lie_down(x, now, now)
+end
