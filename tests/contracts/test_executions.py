@@ -10,16 +10,14 @@ from orchestrator.errors import Fenced, KeyReused, NameTaken, NotFound
 from orchestrator.execution import Spec
 from orchestrator.executions import Claim, Nothing
 from orchestrator.lifecycle import ExecutionState
-from tests.contracts.conftest import Store
+from tests.contracts.redis_store import Store
 
 
 class TestSubmit:
     async def test_two_hundred_at_once_with_one_key_are_one(self, store: Store) -> None:
         made = await asyncio.gather(
             *(
-                store.executions.submit(
-                    Spec(task="x"), execution_id=f"exe_{n}", idempotency_key="key", body_digest="d"
-                )
+                store.executions.submit(Spec(task="x"), execution_id=f"exe_{n}", idempotency_key="key", body_digest="d")
                 for n in range(200)
             )
         )

@@ -9,13 +9,14 @@ import pytest
 
 from orchestrator.errors import Closed, Conflict, Fenced, Gone, NotFound, Resend
 from orchestrator.events import Cursor, Entry, Event
-from orchestrator.history import Change, Lease
+from orchestrator.history import Lease
 from orchestrator.lifecycle import ExecutionState, IllegalTransition, Trigger
-from tests.contracts.conftest import SUCCEEDED, Store, lines
+from tests.contracts.redis_store import SUCCEEDED, Store, lines
 
 
 async def everything(store: Store, execution_id: str = "exe_a") -> list[Event]:
-    cursor, events = Cursor(), []
+    cursor = Cursor()
+    events: list[Event] = []
     while True:
         page = await store.history.read(execution_id, cursor)
         events += page.events
@@ -42,7 +43,7 @@ class TestAppend:
         await store.finish(lease, own=3)
         events = await everything(store)
         assert [e.seq for e in events] == list(range(1, len(events) + 1))
-        assert [e.type for e in events][0] == "execution.submitted"
+        assert events[0].type == "execution.submitted"
 
     async def test_frames_sent_again_are_dropped(self, store: Store) -> None:
         lease = await store.running()

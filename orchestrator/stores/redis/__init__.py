@@ -4,5 +4,6 @@ from orchestrator.stores.redis.connection import Server
 from orchestrator.stores.redis.executions import RedisExecutions
 from orchestrator.stores.redis.history import RedisHistory
 from orchestrator.stores.redis.keys import Keys
+from orchestrator.stores.redis.schema import prepare
 
-__all__ = ["Keys", "RedisExecutions", "RedisHistory", "Server"]
+__all__ = ["Keys", "RedisExecutions", "RedisHistory", "Server", "prepare"]

@@ -6,13 +6,14 @@ Everything that changes something is one script (lua/); what only reads is here,
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from orchestrator.errors import BadInput, Gone, KeyReused, NameTaken, NotFound, TooMany
 from orchestrator.execution import Execution, Spec
 from orchestrator.executions import Claim, Nothing, Submitted
 from orchestrator.history import Lease
+from orchestrator.stores.redis import schema
 from orchestrator.stores.redis.connection import LineLost, Server
 from orchestrator.stores.redis.history import refusal
 from orchestrator.stores.redis.keys import Keys
@@ -145,6 +146,9 @@ class RedisExecutions:
         # What else has rung meanwhile, in one go. Were this lost with the process, its leases would lapse with it.
         more = await self._rest(own)
         return tuple(dict.fromkeys(token.decode() for token in (rung[1], *more)))
+
+    async def ready(self) -> Mapping[str, str]:
+        return await schema.ready(self._server, self._keys)
 
     async def _rest(self, bell: str) -> Sequence[bytes]:
         try:

@@ -1,0 +1,85 @@
+"""A store on a real server, and the steps that tests of the store's ports take with it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from orchestrator.events import Entry
+from orchestrator.execution import Outcome, OutcomeKind, Reason, Spec
+from orchestrator.executions import Claim
+from orchestrator.history import Appended, Change, Lease, Spooled
+from orchestrator.lifecycle import ExecutionState, Trigger
+from orchestrator.stores.redis import Keys, RedisExecutions, RedisHistory, Server
+
+SUCCEEDED = Outcome(OutcomeKind.SUCCEEDED, Reason.EXIT_CODE, exit_code=0)
+
+
+@dataclass
+class Store:
+    """One installation's store, and the steps that tests take with it."""
+
+    server: Server
+    keys: Keys
+    executions: RedisExecutions
+    history: RedisHistory
+
+    async def submitted(self, execution_id: str = "exe_a", **spec: object) -> str:
+        made = await self.executions.submit(replace(Spec(), **spec), execution_id=execution_id)  # type: ignore[arg-type]
+        return made.execution.id
+
+    async def claimed(self, owner: str = "w1", host: str = "h1", lease_s: float = 15.0) -> Claim:
+        claim = await self.executions.claim(owner, host, lease_s=lease_s)
+        assert isinstance(claim, Claim)
+        return claim
+
+    async def running(self, execution_id: str = "exe_a", **spec: object) -> Lease:
+        """Submitted, claimed, placed as attempt 1 on h1, started: own 1 and 2 are used."""
+        await self.submitted(execution_id, **spec)
+        claim = await self.claimed()
+        assert claim.execution.id == execution_id
+        await self.place(claim.lease, own=1)
+        await self.move(claim.lease, Trigger.HARNESS_STARTED, own=2, started=True)
+        return claim.lease
+
+    async def place(self, lease: Lease, *, own: int, attempt: int = 1, host: str = "h1") -> Appended:
+        sandbox_id = f"sbx_{lease.execution_id}_{attempt}"
+        return await self.history.append(
+            lease,
+            attempt=attempt,
+            own=own,
+            entries=[Entry("sandbox.placed", {"sandbox_id": sandbox_id, "host": host})],
+            change=Change(attempt=attempt, sandbox_id=sandbox_id, host=host),
+        )
+
+    async def move(self, lease: Lease, trigger: Trigger, *, own: int, attempt: int = 1, **change: object) -> Appended:
+        return await self.history.append(
+            lease,
+            attempt=attempt,
+            own=own,
+            change=replace(Change(trigger=trigger), **change),  # type: ignore[arg-type]
+        )
+
+    async def finish(self, lease: Lease, *, own: int, outcome: Outcome = SUCCEEDED) -> Appended:
+        """From RUNNING; uses own and own + 1."""
+        await self.move(lease, Trigger.EXITED, own=own)
+        return await self.move(lease, Trigger.STOPPED, own=own + 1, outcome=outcome)
+
+    async def pass_time(self, seconds: float) -> None:
+        """Let the store's logical clock stand that much later: nobody has to wait for a lease."""
+        meta = await self.server.ask("HGET", self.keys.meta, "now")
+        await self.server.ask("HSET", self.keys.meta, "now", int(meta) + round(seconds * 1000))
+
+    async def state(self, execution_id: str) -> ExecutionState:
+        return (await self.executions.get(execution_id)).state
+
+
+def lines(first_src: int, last_src: int, *, text: str = "line") -> Spooled:
+    """Frames of one output entry each, whose body says their src."""
+    return Spooled(
+        first_src,
+        last_src,
+        [
+            Entry("output", {"stream": "stdout"}, f"{text} {src}\n".encode(), "harness", src)
+            for src in range(first_src, last_src + 1)
+        ],
+    )
