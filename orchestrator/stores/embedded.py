@@ -97,6 +97,12 @@ def redis_url(data_dir: Path) -> str:
     return f"unix://{quote(str(_folder(data_dir) / 'redis.sock'))}"
 
 
+def running(data_dir: Path) -> Running | None:
+    """The server of `data_dir` if one answers now; starts nothing."""
+    pid = _answering(_folder(data_dir) / "redis.sock")
+    return None if pid is None else Running(pid, redis_url(data_dir))
+
+
 def ensure(data_dir: Path, limit_s: float = START_LIMIT_S) -> Running:
     """The server of `data_dir`, started if it is not up; the same one however often and by how many it is asked.
 

