@@ -3,13 +3,19 @@
 SHELL := /bin/bash
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help check lock node
+.PHONY: help check lock node clean uninstall
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
 
 check:  ## format, lint, types, layers
 	@.ci/check
+
+clean:  ## remove our containers (INSTALLATION=default) and all that was built here
+	@.ci/clean
+
+uninstall:  ## name and remove what we installed on this machine, all data included
+	@.ci/uninstall
 
 lock:  ## write orchestrator/locks from pyproject.toml (UPGRADE=1: newest versions)
 	@.ci/lock
