@@ -122,7 +122,11 @@ class Executions(Protocol):
         ended."""
 
     async def claim(self, owner: str, host: str, *, lease_s: float) -> Claim | Nothing:
-        """Take the execution that has been due longest on `host` or on any: epoch+1, owner, lease. One step."""
+        """Take the execution that has been due longest on `host` or on any: epoch+1, owner, lease. One step.
+
+        The state stays: a QUEUED one becomes STARTING with the owner's first append (trigger CLAIMED, attempt, sandbox
+        and host), so that STARTING always means that the record names this attempt's sandbox. Any other state is an
+        adoption: `execution.adopted` is written. A HIBERNATED one whose time has come is QUEUED first."""
 
     async def renew(self, lease: Lease) -> None:
         """Extend the lease by its `lease_s` from now. Raises Fenced."""

@@ -48,7 +48,13 @@ class Store:
             attempt=attempt,
             own=own,
             entries=[Entry("sandbox.placed", {"sandbox_id": sandbox_id, "host": host})],
-            change=Change(attempt=attempt, sandbox_id=sandbox_id, host=host),
+            change=Change(
+                trigger=Trigger.CLAIMED,
+                expects=ExecutionState.QUEUED,
+                attempt=attempt,
+                sandbox_id=sandbox_id,
+                host=host,
+            ),
         )
 
     async def move(self, lease: Lease, trigger: Trigger, *, own: int, attempt: int = 1, **change: object) -> Appended:

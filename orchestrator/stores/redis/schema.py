@@ -82,7 +82,7 @@ def _unfit(info: Mapping[str, str]) -> tuple[str, str] | None:
     if info.get("cluster_enabled") == "1" or info.get("redis_mode") == "cluster":
         return (
             "the server runs in Cluster mode",
-            "name a server that runs without Cluster (a replica beside it is fine)",
+            "name a server that runs without it (a replica is fine)",
         )
     if info.get("role") not in (None, "master"):
         return f"the server is a {info['role']}", "name the primary"
@@ -91,9 +91,7 @@ def _unfit(info: Mapping[str, str]) -> tuple[str, str] | None:
 
 async def _durability(server: Server, info: Mapping[str, str]) -> str:
     if info.get("aof_enabled") != "1":
-        return (
-            "appendonly is off: acknowledged submits and messages can be lost. Set appendonly yes, appendfsync always"
-        )
+        return "appendonly is off: what was acknowledged can be lost. Set appendonly yes and appendfsync always"
     if info.get("aof_last_write_status", "ok") != "ok":
         return "the last write to the append-only file failed: see the server's log and its disk"
     wrong = []

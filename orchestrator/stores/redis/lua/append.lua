@@ -104,7 +104,7 @@ if change then
     if to == 'FINISHED' then
       finish(x, change.trigger, change.outcome, now)
     elseif to then
-      move(x, change.trigger)
+      move(x, change.trigger, to == 'STARTING' and { owner = x.owner, epoch = x.epoch } or nil)
     end
     if to == 'HIBERNATED' then
       if change.seen and x.inbox_tail > change.seen then wake(x, now)

@@ -40,9 +40,9 @@ for _ = 1, 64 do
     set(x, 'epoch', x.epoch + 1)
     set(x, 'own', 0)
     if x.state == 'HIBERNATED' then wake(x, now) end
-    if x.state == 'QUEUED' then
-      move(x, 'claimed', { owner = owner, epoch = x.epoch })
-    else
+    -- QUEUED stays QUEUED: the owner's first append places the sandbox and makes it STARTING in one step, so that
+    -- STARTING always means that the record names this attempt's sandbox.
+    if x.state ~= 'QUEUED' then
       event(x, 'execution.adopted', cjson.encode({ owner = owner, epoch = x.epoch }))
     end
     set(x, 'owner', owner)

@@ -43,7 +43,7 @@ local function finish(x, trigger, outcome, now)
   leave_place(x, now)
 end
 
--- A wish to cancel, or a deadline, ends at once what has nothing to stop. True if it did.
+-- A wish to cancel, or a deadline, ends at once what nobody owns and has nothing to stop. True if it did.
 local function end_unowned(x, now)
   if x.state ~= 'QUEUED' and x.state ~= 'HIBERNATED' then return false end
   if x.want_cancel ~= '' then
