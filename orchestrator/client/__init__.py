@@ -1,0 +1,26 @@
+"""The client library: `Client` and `AsyncClient`, two thin skins over one core that knows no network.
+
+    with Client("http://127.0.0.1:8080", token) as client:
+        execution = client.submit(task="echo hello; read name; echo hello $name")
+        execution.send("Ada")
+        for event in execution.events():
+            print(event.seq, event.type, event.body)
+        print(execution.wait().outcome)
+
+| file | room |
+|---|---|
+| `exchange` | one HTTP exchange as data; the steps the core asks its skin for |
+| `requests` `answers` | every call of the API as a Request; what its answer means |
+| `calls` `waiting` `following` `executing` `downloading` | the core: retries, cursors, endings; generators of steps |
+| `sse` `patience` `address` `uploads` | decoder, backoff, where a server is, local content |
+| `transport` | carries out one step with httpx; decides nothing |
+| `sync` `aio` | the two skins |
+| `channel` `sockets` | WS …/channel: its core, and its two skins |
+"""
+
+from orchestrator.client.aio import AsyncClient, AsyncExecution
+from orchestrator.client.following import Batch
+from orchestrator.client.patience import FOR_EVER, Patience
+from orchestrator.client.sync import Client, Execution
+
+__all__ = ["FOR_EVER", "AsyncClient", "AsyncExecution", "Batch", "Client", "Execution", "Patience"]

@@ -1,0 +1,335 @@
+"""The client for programs with an event loop: the twin of `sync.py`, method for method, where each is described.
+Carries out the core's steps; decides nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import aclosing
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from orchestrator.client import address, calls, downloading, executing, following, requests, uploads
+from orchestrator.client.answers import HistoryPage
+from orchestrator.client.exchange import Body, Call, Emit, Request, Sleep, Stream
+from orchestrator.client.following import Batch
+from orchestrator.client.patience import FOR_EVER, Patience
+from orchestrator.client.transport import AsyncTransport
+from orchestrator.client.waiting import wait_until_ended
+from orchestrator.events import Event
+from orchestrator.wire.command import ExecResult
+from orchestrator.wire.files import Artifact, FileEntry
+from orchestrator.wire.operate import Health, Readiness, Stats
+from orchestrator.wire.record import Record, RecordPage
+from orchestrator.wire.steering import Receipt
+
+T = TypeVar("T")
+
+
+class AsyncClient:
+    """One server. `patience`: how long a call goes on trying while the server is away (30 s); `watching`: how long a
+    follower does (for ever). `on_retry(why, delay_s)` is told of each wait. Thread-safe. Close it, or use `with`.
+
+    Errors are those of `orchestrator.errors`, rebuilt from the server's problems by their code.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        token: str = "",
+        *,
+        patience: Patience | None = None,
+        watching: Patience = FOR_EVER,
+        on_retry: Callable[[str, float], None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.address = address.parse(url)
+        self.token = token
+        self._patience = patience or Patience()
+        self._watching = watching
+        self._on_retry = on_retry
+        self._clock = clock
+        self._transport = AsyncTransport(self.address, token)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """See sync.Client.close."""
+        await self._transport.close()
+
+    # -- carrying out ------------------------------------------------------------------------------------------------
+
+    async def call(self, request: Request[T]) -> T:
+        """See sync.Client.call."""
+        return await self.finish(calls.call(request, self._patience, self._clock, self.address.url))
+
+    async def finish(self, steps: Call[T]) -> T:
+        """See sync.Client.finish."""
+        async with aclosing(self._transport.line()) as line:
+            got: Any = None
+            while True:
+                try:
+                    step = steps.send(got)
+                except StopIteration as end:
+                    value: T = end.value
+                    return value
+                if isinstance(step, Sleep) and self._on_retry:
+                    self._on_retry(step.why, step.delay_s)
+                got = await line.step(step)
+
+    async def items(self, steps: Stream[T]) -> AsyncGenerator[T, None]:
+        """See sync.Client.items."""
+        async with aclosing(self._transport.line()) as line:
+            got: Any = None
+            while True:
+                try:
+                    step = steps.send(got)
+                except StopIteration:
+                    return
+                if isinstance(step, Emit):
+                    yield step.item
+                    got = None
+                    continue
+                if isinstance(step, Sleep) and self._on_retry:
+                    self._on_retry(step.why, step.delay_s)
+                got = await line.step(step)
+
+    # -- the API -----------------------------------------------------------------------------------------------------
+
+    async def submit(self, *, key: str = "", **spec: Any) -> AsyncExecution:
+        """See sync.Client.submit."""
+        record = await self.call(requests.submit(spec, key=key))
+        return AsyncExecution(self, record.id, record)
+
+    async def run(self, task: str, **spec: Any) -> Record:
+        """See sync.Client.run."""
+        return await (await self.submit(task=task, **spec)).wait()
+
+    async def get(self, ref: str) -> AsyncExecution:
+        """See sync.Client.get."""
+        record = await self.call(requests.get(ref))
+        return AsyncExecution(self, record.id, record)
+
+    def execution(self, ref: str) -> AsyncExecution:
+        """See sync.Client.execution."""
+        return AsyncExecution(self, ref, None)
+
+    async def page(self, **filter: Any) -> RecordPage:
+        """See sync.Client.page."""
+        return await self.call(requests.find(**filter))
+
+    async def list(self, **filter: Any) -> AsyncGenerator[Record, None]:
+        """See sync.Client.list."""
+        cursor = ""
+        while True:
+            page = await self.page(**filter, cursor=cursor)
+            for record in page.executions:
+                yield record
+            cursor = page.next
+            if not cursor:
+                return
+
+    async def upload(self, source: bytes | Path, path: str, *, mode: int | None = None) -> Mapping[str, Any]:
+        """See sync.Client.upload."""
+        file = await asyncio.to_thread(uploads.source, source, path, mode=mode)
+        if not await self.call(requests.blob_known(file.sha256)):
+            uploads.check(file, (await self.call(requests.blob(file.body))).sha256)
+        return file.entry
+
+    async def stats(self, *, since: datetime | None = None, by: str = "") -> Stats:
+        """See sync.Client.stats."""
+        return await self.call(requests.stats(since=since, by=by))
+
+    async def health(self) -> Health:
+        """See sync.Client.health."""
+        return await self.call(requests.health())
+
+    async def ready(self) -> Readiness:
+        """See sync.Client.ready."""
+        return await self.call(requests.ready())
+
+    def follow(self, ref: str, *, after: str = "", tail: int | None = None) -> AsyncGenerator[Batch, None]:
+        """See sync.Client.follow."""
+        steps = following.follow(
+            ref, after=after, tail=tail, patience=self._watching, clock=self._clock, url=self.address.url
+        )
+        return self.items(steps)
+
+    def download(self, request: Callable[[int, str], Request[None]]) -> AsyncGenerator[bytes, None]:
+        """See sync.Client.download."""
+        return self.items(
+            downloading.download(request, patience=self._patience, clock=self._clock, url=self.address.url)
+        )
+
+
+class AsyncExecution:
+    """One execution by its name, from anywhere. `record` is as it was last read; None before the first time."""
+
+    def __init__(self, client: AsyncClient, id: str, record: Record | None) -> None:
+        self._client = client
+        self.id = id
+        self.record = record
+        self.files = AsyncFiles(client, id)
+        self.artifacts = AsyncArtifacts(client, id)
+
+    def _kept(self, record: Record) -> Record:
+        self.record = record
+        return record
+
+    async def refresh(self) -> Record:
+        """See sync.Execution.refresh."""
+        return self._kept(await self._client.call(requests.get(self.id)))
+
+    async def wait(self, timeout_s: float | None = None) -> Record:
+        """See sync.Execution.wait."""
+        steps = wait_until_ended(
+            self.id, timeout_s, patience=self._client._watching, clock=self._client._clock, url=self._client.address.url
+        )
+        return self._kept(await self._client.finish(steps))
+
+    async def events(self, *, after: str = "", tail: int | None = None) -> AsyncGenerator[Event, None]:
+        """See sync.Execution.events."""
+        async with aclosing(self.batches(after=after, tail=tail)) as batches:
+            async for batch in batches:
+                for event in batch.events:
+                    yield event
+
+    def batches(self, *, after: str = "", tail: int | None = None) -> AsyncGenerator[Batch, None]:
+        """See sync.Execution.batches."""
+        return self._client.follow(self.id, after=after, tail=tail)
+
+    async def history(
+        self, *, after: str = "", tail: int | None = None, limit: int = 1000, hold_s: float = 0.0
+    ) -> HistoryPage:
+        """See sync.Execution.history."""
+        return await self._client.call(requests.page(self.id, after=after, tail=tail, limit=limit, hold_s=hold_s))
+
+    async def send(self, content: str | bytes, *, id: str = "", mode: str | None = None) -> Receipt:
+        """See sync.Execution.send."""
+        return await self._client.call(requests.message(self.id, content, id=id, mode=mode))
+
+    async def interrupt(self, *, id: str = "") -> Record:
+        """See sync.Execution.interrupt."""
+        return self._kept(await self._client.call(requests.wish(self.id, "interrupt", id=id)))
+
+    async def cancel(self, *, grace_s: float | None = None, reason: str | None = None, id: str = "") -> Record:
+        """See sync.Execution.cancel."""
+        return self._kept(
+            await self._client.call(requests.wish(self.id, "cancel", id=id, grace_s=grace_s, reason=reason))
+        )
+
+    async def pause(self, *, id: str = "") -> Record:
+        """See sync.Execution.pause."""
+        return self._kept(await self._client.call(requests.wish(self.id, "pause", id=id)))
+
+    async def resume(self, *, id: str = "") -> Record:
+        """See sync.Execution.resume."""
+        return self._kept(await self._client.call(requests.wish(self.id, "resume", id=id)))
+
+    async def hibernate(self, *, id: str = "") -> Record:
+        """See sync.Execution.hibernate."""
+        return self._kept(await self._client.call(requests.wish(self.id, "hibernate", id=id)))
+
+    async def resources(
+        self,
+        *,
+        cpus: float | None = None,
+        memory_bytes: int | None = None,
+        pids: int | None = None,
+        hold_s: float = 0.0,
+        id: str = "",
+    ) -> Record:
+        """See sync.Execution.resources."""
+        return self._kept(
+            await self._client.call(
+                requests.resources(self.id, cpus=cpus, memory_bytes=memory_bytes, pids=pids, hold_s=hold_s, id=id)
+            )
+        )
+
+    async def exec(self, command: Sequence[str], **options: Any) -> ExecResult:
+        """See sync.Execution.exec."""
+        return await self._client.call(requests.exec_result(self.id, requests.exec_body(command, **options)))
+
+    def exec_stream(self, command: Sequence[str], **options: Any) -> AsyncGenerator[executing.ExecEvent, None]:
+        """See sync.Execution.exec_stream."""
+        body = requests.exec_body(command, **options)
+        return self._client.items(executing.execute(self.id, body, url=self._client.address.url))
+
+    async def delete(self, *, force: bool = False) -> None:
+        """See sync.Execution.delete."""
+        await self._client.call(requests.delete(self.id, force=force))
+
+
+class AsyncFiles:
+    """The workspace of one execution. Paths relative to /workspace."""
+
+    def __init__(self, client: AsyncClient, id: str) -> None:
+        self._client = client
+        self._id = id
+
+    async def stat(self, path: str) -> FileEntry:
+        """See sync.Files.stat."""
+        return await self._client.call(requests.file_stat(self._id, path))
+
+    async def list(self, path: str = "", *, recursive: bool = False) -> AsyncGenerator[FileEntry, None]:
+        """See sync.Files.list."""
+        after = ""
+        while True:
+            page = await self._client.call(requests.files(self._id, path, recursive=recursive, after=after))
+            for entry in page.entries:
+                yield entry
+            after = page.next
+            if not after:
+                return
+
+    async def read(self, path: str) -> bytes:
+        """See sync.Files.read."""
+        return b"".join([piece async for piece in self.chunks(path)])
+
+    def chunks(self, path: str) -> AsyncGenerator[bytes, None]:
+        """See sync.Files.chunks."""
+        return self._client.download(lambda offset, etag: requests.content(self._id, path, offset=offset, etag=etag))
+
+    async def write(self, path: str, body: Body, *, mode: int | None = None) -> FileEntry:
+        """See sync.Files.write."""
+        return await self._client.call(requests.write(self._id, path, body, mode=mode))
+
+    async def download(self, path: str, target: Path) -> Path:
+        """See sync.Files.download."""
+        async with aclosing(self.chunks(path)) as pieces:
+            return await uploads.save_async(pieces, target)
+
+
+class AsyncArtifacts:
+    """What the execution left in /workspace/artifacts."""
+
+    def __init__(self, client: AsyncClient, id: str) -> None:
+        self._client = client
+        self._id = id
+
+    async def list(self) -> list[Artifact]:
+        """See sync.Artifacts.list."""
+        return await self._client.call(requests.artifacts(self._id))
+
+    async def read(self, path: str) -> bytes:
+        """See sync.Artifacts.read."""
+        return b"".join([piece async for piece in self.chunks(path)])
+
+    def chunks(self, path: str) -> AsyncGenerator[bytes, None]:
+        """See sync.Artifacts.chunks."""
+        return self._client.download(lambda offset, etag: requests.artifact(self._id, path, offset=offset, etag=etag))
+
+    async def download(self, path: str, target: Path) -> Path:
+        """See sync.Artifacts.download."""
+        async with aclosing(self.chunks(path)) as pieces:
+            return await uploads.save_async(pieces, target)

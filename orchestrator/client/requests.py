@@ -1,0 +1,324 @@
+"""Every call of the HTTP API as a Request: method, path, body, and how its answer is read. Knows no network and no
+retries.
+
+What changes something carries an id or a key, made here when the caller gives none, so that the same Request may be
+sent again after a lost answer. `exec` has no such key (a command is not repeatable) and says so.
+
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import quote
+
+from orchestrator.client import answers
+from orchestrator.client.answers import HistoryPage
+from orchestrator.client.exchange import Body, Request
+from orchestrator.wire.command import ExecResult
+from orchestrator.wire.files import Artifact, Blob, FileEntry, FilePage
+from orchestrator.wire.operate import Health, Readiness, Stats
+from orchestrator.wire.record import Record, RecordPage
+from orchestrator.wire.steering import Receipt
+
+V1 = "/v1"
+#: The most a server holds a request for us.
+HOLD_S = 60.0
+
+
+def new_id() -> str:
+    """An id nobody else has: 128 random bits in hex."""
+    return secrets.token_hex(16)
+
+
+def _at(execution: str, rest: str = "") -> str:
+    return f"{V1}/executions/{quote(execution, safe='')}{rest}"
+
+
+def _json(body: Mapping[str, Any]) -> tuple[Mapping[str, str], bytes]:
+    return {"content-type": "application/json"}, json.dumps(body, ensure_ascii=False).encode()
+
+
+def _only(**fields: Any) -> dict[str, Any]:
+    """Without what was not given."""
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+# -- executions ------------------------------------------------------------------------------------------------------
+
+
+def submit(body: Mapping[str, Any], *, key: str = "") -> Request[Record]:
+    """`body` as POST /executions takes it. `key`: the idempotency key; one is made when empty."""
+    headers, data = _json(body)
+    return Request(
+        "POST",
+        f"{V1}/executions",
+        answers.record,
+        headers={**headers, "idempotency-key": key or new_id()},
+        body=data,
+    )
+
+
+def get(execution: str) -> Request[Record]:
+    """The record, now. `execution`: an id, a unique prefix of one, or a name; so everywhere below."""
+    return Request("GET", _at(execution), answers.record)
+
+
+def hold(execution: str, *, hold_s: float, until_ended: bool = True, after: int | None = None) -> Request[Record]:
+    """The record, once it has ended (or has moved past event `after`), or after `hold_s` (at most HOLD_S)."""
+    held_s = max(0.0, min(hold_s, HOLD_S))
+    query = _only(after=None if after is None else str(after), until="ended" if until_ended else None)
+    return Request(
+        "GET", _at(execution), answers.record, query=query, headers={"prefer": f"wait={held_s:g}"}, hold_s=held_s
+    )
+
+
+def find(
+    *,
+    states: Iterable[str] = (),
+    outcomes: Iterable[str] = (),
+    labels: Mapping[str, str] | None = None,
+    name: str = "",
+    harness: str = "",
+    limit: int = 50,
+    cursor: str = "",
+) -> Request[RecordPage]:
+    """A page of records, newest first."""
+    query: dict[str, Any] = {"limit": str(limit)}
+    query["state"] = list(states)
+    query["outcome"] = list(outcomes)
+    query["label"] = [f"{key}={value}" for key, value in (labels or {}).items()]
+    query |= {"name": name, "harness": harness, "cursor": cursor}
+    return Request(
+        "GET", f"{V1}/executions", answers.record_page, query={key: value for key, value in query.items() if value}
+    )
+
+
+def delete(execution: str, *, force: bool = False) -> Request[None]:
+    """Remove record, history and files. A repeat that finds nothing is the first one's success."""
+    query = {"force": "true"} if force else {}
+    return Request("DELETE", _at(execution), answers.nothing, query=query, hold_s=HOLD_S if force else 0.0)
+
+
+# -- steering --------------------------------------------------------------------------------------------------------
+
+
+def message(execution: str, content: str | bytes, *, id: str = "", mode: str | None = None) -> Request[Receipt]:
+    """`str`: one line (or user_message) for the harness; `bytes`: exactly these bytes."""
+    body = _only(id=id or new_id(), mode=mode)
+    if isinstance(content, str):
+        body["text"] = content
+    else:
+        body["data_b64"] = base64.b64encode(content).decode()
+    headers, data = _json(body)
+    return Request("POST", _at(execution, "/messages"), answers.receipt, headers=headers, body=data)
+
+
+Verb = Literal["interrupt", "cancel", "pause", "resume", "hibernate"]
+
+
+def wish(execution: str, verb: Verb, *, id: str = "", **fields: Any) -> Request[Record]:
+    """One of the verbs without an answer of their own: durable once this returns, done when its event is there."""
+    headers, data = _json(_only(id=id or new_id(), **fields))
+    return Request("POST", _at(execution, f"/{verb}"), answers.record, headers=headers, body=data)
+
+
+def resources(
+    execution: str,
+    *,
+    cpus: float | None = None,
+    memory_bytes: int | None = None,
+    pids: int | None = None,
+    id: str = "",
+    hold_s: float = 0.0,
+) -> Request[Record]:
+    """More or less for the running sandbox. With `hold_s` the answer waits for the receipt (event sandbox.resized)."""
+    headers, data = _json(_only(id=id or new_id(), cpus=cpus, memory_bytes=memory_bytes, pids=pids))
+    if hold_s:
+        headers = {**headers, "prefer": f"wait={hold_s:g}"}
+    return Request("PATCH", _at(execution, "/resources"), answers.record, headers=headers, body=data, hold_s=hold_s)
+
+
+# -- history ---------------------------------------------------------------------------------------------------------
+
+
+def page(
+    execution: str, *, after: str = "", tail: int | None = None, limit: int = 1000, hold_s: float = 0.0
+) -> Request[HistoryPage]:
+    """Events after a cursor or seq ("" = from the start), or the last `tail`; waits up to `hold_s` for a first one."""
+    query = {"after": after} if after else {}
+    if tail is not None:
+        query = {"tail": str(tail)}
+    query["limit"] = str(limit)
+    if hold_s:
+        query["wait_s"] = f"{hold_s:g}"
+    return Request("GET", _at(execution, "/events"), answers.history_page, query=query, hold_s=hold_s)
+
+
+def stream(execution: str, *, after: str = "", tail: int | None = None) -> Request[None]:
+    """The same as a stream of server-sent events; its body is read by following.py."""
+    query = {"tail": str(tail)} if tail is not None else {"after": after or "0"}
+    return Request(
+        "GET", _at(execution, "/events"), answers.nothing, query=query, headers={"accept": "text/event-stream"}
+    )
+
+
+def channel_path(execution: str, *, after: str) -> str:
+    """Path and query of the WebSocket."""
+    return _at(execution, f"/channel?after={quote(after or '0', safe='')}")
+
+
+# -- exec ------------------------------------------------------------------------------------------------------------
+
+
+def exec_body(
+    command: Sequence[str],
+    *,
+    env: Mapping[str, str] | None = None,
+    cwd: str | None = None,
+    stdin: bytes | None = None,
+    timeout_s: int | None = None,
+    detach: bool = False,
+    max_output_bytes: int | None = None,
+) -> dict[str, Any]:
+    """The body of POST …/exec."""
+    return _only(
+        command=list(command),
+        env=dict(env) if env else None,
+        cwd=cwd,
+        stdin_b64=None if stdin is None else base64.b64encode(stdin).decode(),
+        timeout_s=timeout_s,
+        detach=detach or None,
+        max_output_bytes=max_output_bytes,
+    )
+
+
+def exec_result(execution: str, body: Mapping[str, Any]) -> Request[ExecResult]:
+    """Run one command beside the harness, wait, and have its bounded output. Not repeatable."""
+    headers, data = _json(body)
+    hold_s = float(body.get("timeout_s") or 24 * 3600)
+    return Request(
+        "POST",
+        _at(execution, "/exec"),
+        answers.exec_result,
+        headers=headers,
+        body=data,
+        repeatable=False,
+        hold_s=hold_s,
+    )
+
+
+def exec_stream(execution: str, body: Mapping[str, Any]) -> Request[None]:
+    """The same, streamed; its body is read by executing.py."""
+    headers, data = _json(body)
+    return Request(
+        "POST",
+        _at(execution, "/exec"),
+        answers.nothing,
+        headers={**headers, "accept": "text/event-stream"},
+        body=data,
+        repeatable=False,
+    )
+
+
+# -- files -----------------------------------------------------------------------------------------------------------
+
+
+def _file(execution: str, path: str) -> str:
+    # The server decodes once; surrogateescape carries names that are not UTF-8.
+    return _at(execution, "/files/" + quote(path.lstrip("/").encode(errors="surrogateescape"), safe="/"))
+
+
+def blob_known(sha256: str) -> Request[bool]:
+    """Whether this content is there already."""
+    return Request("HEAD", f"{V1}/blobs/{sha256}", answers.known, also=frozenset({404}))
+
+
+def blob(body: Body) -> Request[Blob]:
+    """Store content. Repeatable when the body is: content has its own name, its digest."""
+    return Request(
+        "POST",
+        f"{V1}/blobs",
+        answers.blob,
+        headers={"content-type": "application/octet-stream"},
+        body=body,
+        repeatable=isinstance(body, bytes | Path),
+    )
+
+
+def file_stat(execution: str, path: str) -> Request[FileEntry]:
+    """One entry of the workspace; "" = /workspace itself."""
+    return Request("GET", _file(execution, path), answers.entry, query={"stat": "true"})
+
+
+def files(
+    execution: str, path: str = "", *, recursive: bool = False, after: str = "", limit: int = 1000
+) -> Request[FilePage]:
+    """A page of a directory, in byte order."""
+    query = {"limit": str(limit)}
+    if recursive:
+        query["recursive"] = "true"
+    if after:
+        query["after"] = after
+    return Request("GET", _file(execution, path), answers.file_page, query=query)
+
+
+def content(execution: str, path: str, *, offset: int = 0, etag: str = "") -> Request[None]:
+    """A file's bytes from `offset`; with `etag`, only if it is still the same file. Read by downloading.py."""
+    headers: dict[str, str] = {}
+    if offset:
+        headers["range"] = f"bytes={offset}-"
+        if etag:
+            headers["if-range"] = etag
+    return Request("GET", _file(execution, path), answers.nothing, headers=headers)
+
+
+def write(execution: str, path: str, body: Body, *, mode: int | None = None) -> Request[FileEntry]:
+    """Write a file whole or not at all. Repeatable when the body can be read again."""
+    return Request(
+        "PUT",
+        _file(execution, path),
+        answers.entry,
+        query={} if mode is None else {"mode": f"{mode:04o}"},
+        headers={"content-type": "application/octet-stream"},
+        body=body,
+        repeatable=isinstance(body, bytes | Path),
+    )
+
+
+def artifacts(execution: str) -> Request[list[Artifact]]:
+    """What lies in /workspace/artifacts, with digests once the execution has ended."""
+    return Request("GET", _at(execution, "/artifacts"), answers.artifacts)
+
+
+def artifact(execution: str, path: str, *, offset: int = 0, etag: str = "") -> Request[None]:
+    """An artifact's bytes; `path` relative to /workspace/artifacts."""
+    request = content(execution, path, offset=offset, etag=etag)
+    raw = quote(path.lstrip("/").encode(errors="surrogateescape"), safe="/")
+    return Request("GET", _at(execution, f"/artifacts/{raw}"), answers.nothing, headers=request.headers)
+
+
+# -- the installation ------------------------------------------------------------------------------------------------
+
+
+def stats(*, since: datetime | None = None, by: str = "") -> Request[Stats]:
+    """Outcomes since a moment, grouped."""
+    query = {"by": by} if by else {}
+    if since is not None:
+        query["since"] = since.isoformat()
+    return Request("GET", f"{V1}/stats", answers.stats, query=query)
+
+
+def health() -> Request[Health]:
+    """Whether a server answers, and its version. Needs no token."""
+    return Request("GET", "/healthz", answers.health)
+
+
+def ready() -> Request[Readiness]:
+    """Whether it can do its work; also read when it says no (503)."""
+    return Request("GET", "/readyz", answers.readiness, also=frozenset({503}))

@@ -1,0 +1,333 @@
+"""The client for programs without an event loop. Carries out the core's steps; decides nothing.
+
+Every method says the same as its twin in `aio.py`; a test compares the two surfaces.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from orchestrator.client import address, calls, downloading, executing, following, requests, uploads
+from orchestrator.client.answers import HistoryPage
+from orchestrator.client.exchange import Body, Call, Emit, Request, Sleep, Stream
+from orchestrator.client.following import Batch
+from orchestrator.client.patience import FOR_EVER, Patience
+from orchestrator.client.transport import SyncTransport
+from orchestrator.client.waiting import wait_until_ended
+from orchestrator.events import Event
+from orchestrator.wire.command import ExecResult
+from orchestrator.wire.files import Artifact, FileEntry
+from orchestrator.wire.operate import Health, Readiness, Stats
+from orchestrator.wire.record import Record, RecordPage
+from orchestrator.wire.steering import Receipt
+
+T = TypeVar("T")
+
+
+class Client:
+    """One server. `patience`: how long a call goes on trying while the server is away (30 s); `watching`: how long a
+    follower does (for ever). `on_retry(why, delay_s)` is told of each wait. Thread-safe. Close it, or use `with`.
+
+    Errors are those of `orchestrator.errors`, rebuilt from the server's problems by their code.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        token: str = "",
+        *,
+        patience: Patience | None = None,
+        watching: Patience = FOR_EVER,
+        on_retry: Callable[[str, float], None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.address = address.parse(url)
+        self.token = token
+        self._patience = patience or Patience()
+        self._watching = watching
+        self._on_retry = on_retry
+        self._clock = clock
+        self._transport = SyncTransport(self.address, token)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close all connections. Followers end with an error."""
+        self._transport.close()
+
+    # -- carrying out ------------------------------------------------------------------------------------------------
+
+    def call(self, request: Request[T]) -> T:
+        """Any request of `client.requests`."""
+        return self.finish(calls.call(request, self._patience, self._clock, self.address.url))
+
+    def finish(self, steps: Call[T]) -> T:
+        """Carry out a question with one answer."""
+        with closing(self._transport.line()) as line:
+            got: Any = None
+            while True:
+                try:
+                    step = steps.send(got)
+                except StopIteration as end:
+                    value: T = end.value
+                    return value
+                if isinstance(step, Sleep) and self._on_retry:
+                    self._on_retry(step.why, step.delay_s)
+                got = line.step(step)
+
+    def items(self, steps: Stream[T]) -> Iterator[T]:
+        """Carry out a question with many answers. Drop the iterator to stop asking."""
+        with closing(self._transport.line()) as line:
+            got: Any = None
+            while True:
+                try:
+                    step = steps.send(got)
+                except StopIteration:
+                    return
+                if isinstance(step, Emit):
+                    yield step.item
+                    got = None
+                    continue
+                if isinstance(step, Sleep) and self._on_retry:
+                    self._on_retry(step.why, step.delay_s)
+                got = line.step(step)
+
+    # -- the API -----------------------------------------------------------------------------------------------------
+
+    def submit(self, *, key: str = "", **spec: Any) -> Execution:
+        """Durable when this returns. `spec`: the fields of POST /executions (task, command, image, env, files, name,
+        labels, resources, limits, …). `key`: an idempotency key of your own, kept for 7 days; without one, this
+        call's own retries are safe, a second call makes a second execution. Raises BadInput, NameTaken, KeyReused,
+        TooMany."""
+        record = self.call(requests.submit(spec, key=key))
+        return Execution(self, record.id, record)
+
+    def run(self, task: str, **spec: Any) -> Record:
+        """Submit, wait until it has ended, answer the record with its outcome."""
+        return self.submit(task=task, **spec).wait()
+
+    def get(self, ref: str) -> Execution:
+        """By id, unique prefix or name. Raises NotFound."""
+        record = self.call(requests.get(ref))
+        return Execution(self, record.id, record)
+
+    def execution(self, ref: str) -> Execution:
+        """A handle without asking the server."""
+        return Execution(self, ref, None)
+
+    def page(self, **filter: Any) -> RecordPage:
+        """One page of records, newest first (see requests.find)."""
+        return self.call(requests.find(**filter))
+
+    def list(self, **filter: Any) -> Iterator[Record]:
+        """All matching records, newest first, page by page."""
+        cursor = ""
+        while True:
+            page = self.page(**filter, cursor=cursor)
+            yield from page.executions
+            cursor = page.next
+            if not cursor:
+                return
+
+    def upload(self, source: bytes | Path, path: str, *, mode: int | None = None) -> Mapping[str, Any]:
+        """Store content unless it is there; the entry for `submit(files=[…])`."""
+        file = uploads.source(source, path, mode=mode)
+        if not self.call(requests.blob_known(file.sha256)):
+            uploads.check(file, self.call(requests.blob(file.body)).sha256)
+        return file.entry
+
+    def stats(self, *, since: datetime | None = None, by: str = "") -> Stats:
+        """Outcomes since a moment (see GET /stats)."""
+        return self.call(requests.stats(since=since, by=by))
+
+    def health(self) -> Health:
+        """Whether it answers, and its version."""
+        return self.call(requests.health())
+
+    def ready(self) -> Readiness:
+        """Whether it can do its work, and why not."""
+        return self.call(requests.ready())
+
+    def follow(self, ref: str, *, after: str = "", tail: int | None = None) -> Iterator[Batch]:
+        """See Execution.batches."""
+        steps = following.follow(
+            ref, after=after, tail=tail, patience=self._watching, clock=self._clock, url=self.address.url
+        )
+        return self.items(steps)
+
+    def download(self, request: Callable[[int, str], Request[None]]) -> Iterator[bytes]:
+        """Pieces of a file (see downloading.py)."""
+        return self.items(
+            downloading.download(request, patience=self._patience, clock=self._clock, url=self.address.url)
+        )
+
+
+class Execution:
+    """One execution by its name, from anywhere. `record` is as it was last read; None before the first time."""
+
+    def __init__(self, client: Client, id: str, record: Record | None) -> None:
+        self._client = client
+        self.id = id
+        self.record = record
+        self.files = Files(client, id)
+        self.artifacts = Artifacts(client, id)
+
+    def _kept(self, record: Record) -> Record:
+        self.record = record
+        return record
+
+    def refresh(self) -> Record:
+        """The record, now."""
+        return self._kept(self._client.call(requests.get(self.id)))
+
+    def wait(self, timeout_s: float | None = None) -> Record:
+        """The record once it has ended; as it is when `timeout_s` is over first. Survives restarts of the server."""
+        steps = wait_until_ended(
+            self.id, timeout_s, patience=self._client._watching, clock=self._client._clock, url=self._client.address.url
+        )
+        return self._kept(self._client.finish(steps))
+
+    def events(self, *, after: str = "", tail: int | None = None) -> Iterator[Event]:
+        """Every event after a cursor or seq (or the last `tail`), then live, until the end: no gap, no repeat, over
+        any number of lost connections. Raises Gone where the history begins later."""
+        for batch in self.batches(after=after, tail=tail):
+            yield from batch.events
+
+    def batches(self, *, after: str = "", tail: int | None = None) -> Iterator[Batch]:
+        """The same in batches, with the cursor, "up to date" and "closed"."""
+        return self._client.follow(self.id, after=after, tail=tail)
+
+    def history(
+        self, *, after: str = "", tail: int | None = None, limit: int = 1000, hold_s: float = 0.0
+    ) -> HistoryPage:
+        """One page of what is there now."""
+        return self._client.call(requests.page(self.id, after=after, tail=tail, limit=limit, hold_s=hold_s))
+
+    def send(self, content: str | bytes, *, id: str = "", mode: str | None = None) -> Receipt:
+        """Durable when this returns, delivered once per `id` (made here when empty). Raises Conflict when it has
+        ended."""
+        return self._client.call(requests.message(self.id, content, id=id, mode=mode))
+
+    def interrupt(self, *, id: str = "") -> Record:
+        """SIGINT to the harness's process group (or its own way), now."""
+        return self._kept(self._client.call(requests.wish(self.id, "interrupt", id=id)))
+
+    def cancel(self, *, grace_s: float | None = None, reason: str | None = None, id: str = "") -> Record:
+        """SIGTERM, `grace_s`, SIGKILL. Durable when this returns; `wait` for the end."""
+        return self._kept(self._client.call(requests.wish(self.id, "cancel", id=id, grace_s=grace_s, reason=reason)))
+
+    def pause(self, *, id: str = "") -> Record:
+        """Freeze everything in the sandbox."""
+        return self._kept(self._client.call(requests.wish(self.id, "pause", id=id)))
+
+    def resume(self, *, id: str = "") -> Record:
+        """Thaw it."""
+        return self._kept(self._client.call(requests.wish(self.id, "resume", id=id)))
+
+    def hibernate(self, *, id: str = "") -> Record:
+        """Keep the files, give up the sandbox, until a message comes."""
+        return self._kept(self._client.call(requests.wish(self.id, "hibernate", id=id)))
+
+    def resources(
+        self,
+        *,
+        cpus: float | None = None,
+        memory_bytes: int | None = None,
+        pids: int | None = None,
+        hold_s: float = 0.0,
+        id: str = "",
+    ) -> Record:
+        """Other limits for the running sandbox. With `hold_s`, waits for the receipt. Raises Infeasible."""
+        return self._kept(
+            self._client.call(
+                requests.resources(self.id, cpus=cpus, memory_bytes=memory_bytes, pids=pids, hold_s=hold_s, id=id)
+            )
+        )
+
+    def exec(self, command: Sequence[str], **options: Any) -> ExecResult:
+        """One command beside the harness; its bounded output and exit code (options: see requests.exec_body). Never
+        repeated by itself."""
+        return self._client.call(requests.exec_result(self.id, requests.exec_body(command, **options)))
+
+    def exec_stream(self, command: Sequence[str], **options: Any) -> Iterator[executing.ExecEvent]:
+        """The same, as it happens; ends with Exited."""
+        body = requests.exec_body(command, **options)
+        return self._client.items(executing.execute(self.id, body, url=self._client.address.url))
+
+    def delete(self, *, force: bool = False) -> None:
+        """Remove record, history and files. Raises Conflict when it has not ended and `force` is not set."""
+        self._client.call(requests.delete(self.id, force=force))
+
+
+class Files:
+    """The workspace of one execution. Paths relative to /workspace."""
+
+    def __init__(self, client: Client, id: str) -> None:
+        self._client = client
+        self._id = id
+
+    def stat(self, path: str) -> FileEntry:
+        """One entry. Raises NotFound."""
+        return self._client.call(requests.file_stat(self._id, path))
+
+    def list(self, path: str = "", *, recursive: bool = False) -> Iterator[FileEntry]:
+        """All entries of a directory in byte order, page by page."""
+        after = ""
+        while True:
+            page = self._client.call(requests.files(self._id, path, recursive=recursive, after=after))
+            yield from page.entries
+            after = page.next
+            if not after:
+                return
+
+    def read(self, path: str) -> bytes:
+        """The whole file, in memory."""
+        return b"".join(self.chunks(path))
+
+    def chunks(self, path: str) -> Iterator[bytes]:
+        """The file in pieces, continued where a connection broke. Raises Conflict when it changed meanwhile."""
+        return self._client.download(lambda offset, etag: requests.content(self._id, path, offset=offset, etag=etag))
+
+    def write(self, path: str, body: Body, *, mode: int | None = None) -> FileEntry:
+        """Write whole or not at all."""
+        return self._client.call(requests.write(self._id, path, body, mode=mode))
+
+    def download(self, path: str, target: Path) -> Path:
+        """Into a file here: to a temporary name beside it, then renamed."""
+        return uploads.save(self.chunks(path), target)
+
+
+class Artifacts:
+    """What the execution left in /workspace/artifacts."""
+
+    def __init__(self, client: Client, id: str) -> None:
+        self._client = client
+        self._id = id
+
+    def list(self) -> list[Artifact]:
+        """All of them, with digests."""
+        return self._client.call(requests.artifacts(self._id))
+
+    def read(self, path: str) -> bytes:
+        """One of them, in memory; `path` relative to /workspace/artifacts."""
+        return b"".join(self.chunks(path))
+
+    def chunks(self, path: str) -> Iterator[bytes]:
+        """One of them in pieces."""
+        return self._client.download(lambda offset, etag: requests.artifact(self._id, path, offset=offset, etag=etag))
+
+    def download(self, path: str, target: Path) -> Path:
+        """Into a file here: to a temporary name beside it, then renamed."""
+        return uploads.save(self.chunks(path), target)
