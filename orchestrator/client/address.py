@@ -58,5 +58,5 @@ def _bad(url: str) -> BadInput:
         f"not the address of a server: {url!r}",
         field="url",
         limit="http://HOST[:PORT] | https://HOST[:PORT] | http+unix:///PATH",
-        remedy="for example http://127.0.0.1:8080",
+        remedy="for example http://127.0.0.1:8374",
     )

@@ -15,9 +15,11 @@ from typing import Any, Self, TypeVar
 
 from orchestrator.client import address, calls, downloading, executing, following, requests, uploads
 from orchestrator.client.answers import HistoryPage
+from orchestrator.client.channel import ChannelCore
 from orchestrator.client.exchange import Body, Call, Emit, Request, Sleep, Stream
 from orchestrator.client.following import Batch
 from orchestrator.client.patience import FOR_EVER, Patience
+from orchestrator.client.sockets import AsyncChannel
 from orchestrator.client.transport import AsyncTransport
 from orchestrator.client.waiting import wait_until_ended
 from orchestrator.events import Event
@@ -259,6 +261,12 @@ class AsyncExecution:
     async def exec(self, command: Sequence[str], **options: Any) -> ExecResult:
         """See sync.Execution.exec."""
         return await self._client.call(requests.exec_result(self.id, requests.exec_body(command, **options)))
+
+    def channel(self, *, after: str = "") -> AsyncChannel:
+        """See sync.Execution.channel."""
+        client = self._client
+        core = ChannelCore(self.id, after=after)
+        return AsyncChannel(client.address, client.token, core, client._watching, client._on_retry)
 
     def exec_stream(self, command: Sequence[str], **options: Any) -> AsyncGenerator[executing.ExecEvent, None]:
         """See sync.Execution.exec_stream."""

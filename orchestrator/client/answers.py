@@ -9,8 +9,6 @@ import json
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from pydantic import ValidationError
-
 from orchestrator.client.exchange import Request, Response
 from orchestrator.errors import CarrelError, Unavailable
 from orchestrator.events import Event
@@ -93,7 +91,7 @@ def not_ours(why: str) -> CarrelError:
 def _model(kind: type[M], response: Response) -> M:
     try:
         return kind.model_validate_json(response.body)
-    except ValidationError as invalid:
+    except ValueError as invalid:
         raise not_ours(str(invalid)) from None
 
 
@@ -187,5 +185,5 @@ def receipt_of(shape: Any) -> Receipt:
     """A receipt that came over a channel. Raises CarrelError for what is none."""
     try:
         return Receipt.model_validate(shape)
-    except ValidationError as invalid:
+    except ValueError as invalid:
         raise not_ours(str(invalid)) from None

@@ -15,9 +15,11 @@ from typing import Any, Self, TypeVar
 
 from orchestrator.client import address, calls, downloading, executing, following, requests, uploads
 from orchestrator.client.answers import HistoryPage
+from orchestrator.client.channel import ChannelCore
 from orchestrator.client.exchange import Body, Call, Emit, Request, Sleep, Stream
 from orchestrator.client.following import Batch
 from orchestrator.client.patience import FOR_EVER, Patience
+from orchestrator.client.sockets import Channel
 from orchestrator.client.transport import SyncTransport
 from orchestrator.client.waiting import wait_until_ended
 from orchestrator.events import Event
@@ -260,6 +262,12 @@ class Execution:
         """One command beside the harness; its bounded output and exit code (options: see requests.exec_body). Never
         repeated by itself."""
         return self._client.call(requests.exec_result(self.id, requests.exec_body(command, **options)))
+
+    def channel(self, *, after: str = "") -> Channel:
+        """One socket for both ways, opened again when it breaks: iterate for batches and receipts, `send` to it."""
+        client = self._client
+        core = ChannelCore(self.id, after=after)
+        return Channel(client.address, client.token, core, client._watching, client._on_retry)
 
     def exec_stream(self, command: Sequence[str], **options: Any) -> Iterator[executing.ExecEvent]:
         """The same, as it happens; ends with Exited."""
