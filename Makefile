@@ -3,13 +3,22 @@
 SHELL := /bin/bash
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help check lock node clean uninstall
+.PHONY: help check test test-all image lock node clean uninstall
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
 
 check:  ## format, lint, types, layers
 	@.ci/check
+
+test:  ## the tests that belong to a change
+	@.ci/test
+
+test-all:  ## the same at full size
+	@.ci/test all
+
+image:  ## the sandbox image, on Debian (BASE=image: on that one)
+	@.ci/setup python engine image
 
 clean:  ## remove our containers (INSTALLATION=default) and all that was built here
 	@.ci/clean

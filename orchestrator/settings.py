@@ -105,7 +105,7 @@ class Settings:
         shown="empty: unix:///var/run/docker.sock",
         also="DOCKER_HOST",
     )
-    image: str = setting(text("an image", r"[^\s]+"), "carrel-sandbox:latest", "Image of sandboxes that name none.")
+    image: str = setting(text("an image", r"[^\s]+"), "carrel/sandbox:latest", "Image of sandboxes that name none.")
     runtime: str = setting(
         text("a runtime's name", r"[A-Za-z0-9._-]*"),
         "",
