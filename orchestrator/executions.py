@@ -63,12 +63,14 @@ class Listing:
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """A host's last heartbeat. `workers` by name; `free` = how many more executions they would take."""
+    """A host's last heartbeat, and the workers heard of lately, by name. `silent_s`: seconds since that heartbeat by
+    the store's logical clock: what to judge a host by, since a wall clock that jumps makes it no longer."""
 
     name: str
     seen_at: datetime
     workers: tuple[str, ...] = ()
     facts: Mapping[str, str] = field(default_factory=dict)
+    silent_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

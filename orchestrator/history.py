@@ -127,10 +127,11 @@ class History(Protocol):
 
         Idempotent: of `spooled`, entries with src <= the recorded one (for this attempt) are dropped; `own` numbers the
         worker's own calls within its epoch from 1, and a call whose own <= the recorded one writes nothing of `entries`
-        and `change` and answers `repeated`. What the store writes itself, in the same step and after `entries`: one
-        `execution.state` for a trigger, `execution.finished` and the end marker for FINISHED. `entries` or `change`
-        need `own` (a change of only `delivered`, `consumed` or `output_mode` does not). At most 4096 entries and 4 MiB
-        of body in a call.
+        and `change` and answers `repeated`. `entries` or `change` need `own` (a change of only `delivered`, `consumed`
+        or `output_mode` does not). At most 4096 entries and 4 MiB of body in a call.
+
+        What the store writes itself, in the same step, after `entries`: one `execution.state` for a trigger,
+        `execution.finished` and the end marker for FINISHED.
 
         Raises Fenced (another epoch owns it, or this lease was given up), Closed (it has ended), Resend
         (spooled.first_src > recorded src + 1), Conflict (the state is not `change.expects`),

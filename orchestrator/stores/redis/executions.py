@@ -6,18 +6,24 @@ Everything that changes something is one script (lua/); what only reads is here,
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import asdict
+from datetime import datetime
 from typing import Any, Final
 
-from orchestrator.errors import BadInput, Gone, KeyReused, NameTaken, NotFound, TooMany
-from orchestrator.execution import Execution, Spec
-from orchestrator.executions import Claim, Nothing, Submitted
+from orchestrator.errors import BadInput, Conflict, Gone, KeyReused, NameTaken, TooMany
+from orchestrator.execution import CancelWant, Execution, InterruptWant, PauseWant, ResourcesWant, Spec
+from orchestrator.executions import Claim, Filter, Host, Listing, Nothing, Repair, Submitted, Tally, Want
 from orchestrator.history import Lease
+from orchestrator.lifecycle import ExecutionState
 from orchestrator.stores.redis import schema
 from orchestrator.stores.redis.connection import LineLost, Server
 from orchestrator.stores.redis.history import refusal
+from orchestrator.stores.redis.hosts import Hosts
 from orchestrator.stores.redis.keys import Keys
+from orchestrator.stores.redis.listing import Finder
 from orchestrator.stores.redis.record import dumps, of_spec, pairs, to_execution
+from orchestrator.stores.redis.repair import Repairer
 
 _SHORTEST_WAIT_S: Final = 0.05
 #: A claim has to run that often: the store's clock never advances by more than this at once.
@@ -45,6 +51,9 @@ class RedisExecutions:
         self._max_running = "" if max_running is None else max_running
         self._max_parked = "" if max_parked is None else max_parked
         self._fenced = int(fenced)
+        self._finder = Finder(server, keys)
+        self._hosts = Hosts(server, keys, self._finder)
+        self._repairer = Repairer(server, keys, self._max_running)
         self._host_of: dict[str, str] = {}  # owner → host, as told by its claims: whose bell to listen to
 
     async def submit(
@@ -89,12 +98,51 @@ class RedisExecutions:
                 raise refusal(answer, execution_id)
 
     async def get(self, execution_id: str) -> Execution:
-        flat, clock = await self._server.ask_all(
-            ("HGETALL", self._keys.record(execution_id)), ("HMGET", self._keys.meta, "last", "now")
+        return await self._finder.get(execution_id)
+
+    async def resolve(self, ref: str, *, tenant: str) -> Execution:
+        return await self._finder.resolve(ref, tenant=tenant)
+
+    async def list(self, filter: Filter, *, tenant: str, cursor: str = "", limit: int = 50) -> Listing:
+        return await self._finder.page(filter, tenant=tenant, cursor=cursor, limit=limit)
+
+    async def want(self, execution_id: str, want: Want) -> Execution:
+        kind, states, remedy = _sense(want)
+        if not 0 < len(want.id) <= 128 or "\n" in want.id:
+            raise BadInput("a wish's id is too short or too long", field="id", limit="1 to 128 characters, no newline")
+        wish = {name: value for name, value in asdict(want).items() if value is not None}
+        answer = await self._server.run(
+            "want", self._keys.prefix, execution_id, kind, want.id, dumps(wish), " ".join(states)
         )
-        if not flat:
-            raise NotFound(f"no execution {execution_id}", kind="execution", id=execution_id)
-        return to_execution(execution_id, pairs(flat), _skew(clock))
+        match answer:
+            case ["ok", int(skew), list(flat)]:
+                return to_execution(execution_id, pairs(flat), skew)
+            case ["conflict", bytes(state)]:
+                raise Conflict(
+                    f"{execution_id} is {state.decode()}: {kind} makes no sense there",
+                    state=state.decode(),
+                    remedy=_OVER if state == b"FINISHED" else remedy,
+                )
+            case ["attempt", int(attempt)]:
+                raise Conflict(
+                    f"{execution_id} is in attempt {attempt}: the interrupt was meant for another",
+                    remedy="interrupt the present attempt",
+                    attempt=attempt,
+                )
+            case ["full", int(limit)]:
+                raise TooMany(f"{limit} interrupts wait to be delivered", limit=limit, retry_after_s=1.0)
+            case _:
+                raise refusal(answer, execution_id)
+
+    async def remove(self, execution_id: str) -> None:
+        answer = await self._server.run("remove", self._keys.prefix, execution_id)
+        if answer[0] == "conflict":
+            state = answer[1].decode()
+            raise Conflict(
+                f"{execution_id} is {state}: only what has ended can be removed",
+                state=state,
+                remedy="cancel it and wait for its end",
+            )
 
     async def claim(self, owner: str, host: str, *, lease_s: float) -> Claim | Nothing:
         _check_owner(owner)
@@ -147,6 +195,30 @@ class RedisExecutions:
         more = await self._rest(own)
         return tuple(dict.fromkeys(token.decode() for token in (rung[1], *more)))
 
+    async def owner_of_sandbox(self, sandbox_id: str) -> Execution | None:
+        return await self._finder.owner_of_sandbox(sandbox_id)
+
+    async def heartbeat(self, host: str, worker: str, facts: Mapping[str, str]) -> None:
+        await self._hosts.heartbeat(host, worker, facts)
+
+    async def hosts(self) -> Sequence[Host]:
+        return await self._hosts.all()
+
+    async def evict(self, host: str) -> Sequence[str]:
+        return await self._hosts.evict(host)
+
+    async def repair(self) -> Sequence[Repair]:
+        return await self._repairer.repair()
+
+    async def count(self) -> Mapping[ExecutionState, int]:
+        return await self._finder.count()
+
+    async def tally(self, since: datetime, *, by: str = "", tenant: str | None = None) -> Sequence[Tally]:
+        return await self._finder.tally(since, by=by, tenant=tenant)
+
+    def everything(self) -> AsyncIterator[Execution]:
+        return self._finder.everything()
+
     async def ready(self) -> Mapping[str, str]:
         return await schema.ready(self._server, self._keys)
 
@@ -157,9 +229,29 @@ class RedisExecutions:
             return (b"*",)
 
 
-def _skew(clock: Sequence[bytes | None]) -> int:
-    last, now = clock
-    return int(last or 0) - int(now or 0)
+_S = ExecutionState
+_OVER: Final = "submit a new one"
+_ALL_BUT_FINISHED: Final = tuple(state for state in ExecutionState if state is not _S.FINISHED)
+_BEFORE_THE_END: Final = tuple(state for state in _ALL_BUT_FINISHED if state is not _S.STOPPING)
+
+
+def _sense(want: Want) -> tuple[str, Sequence[ExecutionState], str]:
+    """A wish's kind, the states in which it makes sense, and what to do in the others."""
+    match want:
+        case CancelWant():
+            return "cancel", _ALL_BUT_FINISHED, _OVER
+        case PauseWant(paused=True):
+            return "pause", (_S.STARTING, _S.RUNNING, _S.PAUSED), "only what runs can be paused"
+        case PauseWant():
+            return "resume", _BEFORE_THE_END, _OVER
+        case ResourcesWant():
+            return "resources", _BEFORE_THE_END, _OVER
+        case InterruptWant():
+            return (
+                "interrupt",
+                (_S.RUNNING, _S.PAUSED),
+                "only what runs can be interrupted",
+            )
 
 
 def _check_owner(owner: str) -> None:

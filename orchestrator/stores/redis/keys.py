@@ -59,6 +59,9 @@ class Keys:
     def host_bell(self, host: str) -> str:
         return f"{self.prefix}bell:host:{host}"
 
+    def parked(self, tenant: str) -> str:
+        return f"{self.prefix}parked:{tenant}"
+
     @property
     def names(self) -> str:
         return f"{self.prefix}names"

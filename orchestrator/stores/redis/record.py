@@ -42,6 +42,12 @@ def pairs(flat: Sequence[bytes]) -> dict[str, bytes]:
     return {flat[i].decode(): flat[i + 1] for i in range(0, len(flat), 2)}
 
 
+def skew_of(clock: Sequence[bytes | None]) -> int:
+    """Wall less logical, in ms, of `HMGET meta last now`."""
+    last, now = clock
+    return int(last or 0) - int(now or 0)
+
+
 def of_spec(spec: Spec) -> dict[str, str]:
     """The fields a new record gets from its spec."""
     return {

@@ -50,20 +50,20 @@ end
 -- The concurrency of a tenant. A sleeping execution holds no place; one that wakes takes one without asking, because
 -- an answer must not wait for other work: a tenant may so exceed its limit by those that woke.
 local function take_place(x) call('ZADD', P .. 'index:active:' .. x.tenant, 0, x.id) end
+local function unpark(id, now)
+  local x = open(id)
+  if not x or x.parked ~= 1 or x.state == 'FINISHED' then return false end
+  set(x, 'parked', 0)
+  set(x, 'ready', now)
+  take_place(x)
+  settle(x, now)
+  save(x)
+  return true
+end
 local function leave_place(x, now)
   call('ZREM', P .. 'parked:' .. x.tenant, x.id)
   if call('ZREM', P .. 'index:active:' .. x.tenant, x.id) == 0 then return end
-  while true do
+  repeat
     local next = call('ZPOPMIN', P .. 'parked:' .. x.tenant)
-    if not next[1] then return end
-    local y = open(next[1])
-    if y and y.parked == 1 and y.state ~= 'FINISHED' then
-      set(y, 'parked', 0)
-      set(y, 'ready', now)
-      take_place(y)
-      settle(y, now)
-      save(y)
-      return
-    end
-  end
+  until not next[1] or unpark(next[1], now)
 end
