@@ -161,7 +161,8 @@ def test_only_settings_reads_the_environment() -> None:
     assert not found, f"only orchestrator/settings.py reads the environment: {found}"
 
 
-ENVIRONMENT_READERS = {"orchestrator.settings"}
+# The command line is a client: where the server is, and the token, are its own to know.
+ENVIRONMENT_READERS = {"orchestrator.settings", "orchestrator.cli.profile"}
 
 
 def test_every_room_says_what_happens_in_it() -> None:

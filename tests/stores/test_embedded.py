@@ -26,17 +26,22 @@ def data_dir(short_dir: Path) -> Iterator[Path]:
     embedded.shutdown(short_dir)
 
 
-def alive(pid: int) -> bool:
+def stat(pid: int) -> tuple[str, int]:
+    """State letter and process group, from /proc (a bare Debian has no pgrep); ("Z", 0) for none."""
     try:
-        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
-    except FileNotFoundError:
-        return False
-    return state != "Z"
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return "Z", 0
+    return fields[0], int(fields[2])
+
+
+def alive(pid: int) -> bool:
+    return stat(pid)[0] != "Z"
 
 
 def group(pgid: int) -> list[int]:
-    told = subprocess.run(["pgrep", "-g", str(pgid)], check=False, capture_output=True, text=True).stdout
-    return [pid for pid in map(int, told.split()) if alive(pid)]
+    pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+    return [pid for pid in pids if stat(pid)[1] == pgid and alive(pid)]
 
 
 def kill_and_wait(pid: int) -> None:
