@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.stores import embedded
+from tests.sandboxes import build_image
 
 
 @pytest.fixture
@@ -41,3 +42,9 @@ def redis_url(redis_server: embedded.Running) -> str:
 def installation() -> str:
     """Prefix of all keys and labels of one test: `carrel:<installation>:…`; no test flushes anything."""
     return f"t{uuid.uuid4().hex[:10]}"
+
+
+@pytest.fixture(scope="session")
+def sandbox_image() -> str:
+    """The tag of this checkout's sandbox image; built when it is not there (minutes, once)."""
+    return build_image()

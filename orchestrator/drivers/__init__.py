@@ -1,0 +1,1 @@
+"""What makes sandboxes: `docker` for real work, `scripted` for engine tests and demos. They never see one another."""

@@ -1,0 +1,1 @@
+"""Ways to what is alive: `local` for executions whose sandbox is on this host."""

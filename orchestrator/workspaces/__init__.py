@@ -1,0 +1,1 @@
+"""Where workspaces lie: `directory` works anywhere. `paths` is the only way into one; `blobs` holds what comes in."""

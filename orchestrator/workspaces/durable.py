@@ -1,0 +1,31 @@
+"""What a crash or a full disk may not spoil: folders synced, errors of space told apart. Knows no workspace."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from orchestrator.errors import DiskFull
+
+
+@contextlib.contextmanager
+def disk_errors(where: str) -> Iterator[None]:
+    """ENOSPC and EDQUOT as DiskFull(where)."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFull(f"no space left for {where}: {error.strerror}", where=where) from error
+        raise
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename in `folder` outlive the machine."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
