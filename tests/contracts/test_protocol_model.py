@@ -118,7 +118,24 @@ class Protocol(RuleBasedStateMachine):
         for _ in range(2):  # the second is a lost reply
             self.wait(self.store.executions.submit(Spec(limits=Limits()), execution_id=ID))
 
+    @rule(owner=st.sampled_from("abc"), back=st.integers(0, 2))
+    def as_meant(self, owner: str, back: int) -> None:
+        """The next thing that should happen, so that runs get far: a claim, the start, more frames."""
+        model = self.model
+        owners = [worker for worker in self.workers.values() if self.owns(worker)]
+        if not owners:
+            self.claim(owner)
+        elif model.state is S.QUEUED:
+            self.transition(owners[0], Trigger.CLAIMED, True)
+        elif model.state is S.STARTING:
+            self.transition(owners[0], Trigger.HARNESS_STARTED, True)
+        else:
+            self.frames(owners[0], max(1, model.src + 1 - back), 1)
+
     @rule(owner=st.sampled_from("abc"))
+    def claims(self, owner: str) -> None:
+        self.claim(owner)
+
     def claim(self, owner: str) -> None:
         model = self.model
         got = self.wait(self.store.executions.claim(owner, "h", lease_s=LEASE_S))
@@ -169,13 +186,17 @@ class Protocol(RuleBasedStateMachine):
         assert worker.lease.epoch == self.model.epoch, "a zombie gave up what is another's"
         if self.model.owned:
             self.model.owned, self.model.not_before = False, self.model.now
+            if self.model.cancel and self.model.state is S.QUEUED:
+                self.model.state = S.FINISHED
 
     @precondition(lambda self: self.workers)
     @rule(data=st.data(), back=st.integers(0, 4), ahead=st.integers(0, 4), skip=st.sampled_from((0, 0, 0, 0, 2)))
-    def frames(self, data: st.DataObject, back: int, ahead: int, skip: int) -> None:
+    def any_frames(self, data: st.DataObject, back: int, ahead: int, skip: int) -> None:
         """From a little before what it believes is recorded, or beyond it."""
-        model, worker = self.model, self.pick(data)
-        first = max(1, model.src + 1 - back) + skip
+        self.frames(self.pick(data), max(1, self.model.src + 1 - back) + skip, ahead)
+
+    def frames(self, worker: Worker, first: int, ahead: int) -> None:
+        model = self.model
         spooled = lines(first, first + ahead)
         try:
             self.append(worker, attempt=model.attempt, spooled=spooled)
@@ -192,13 +213,18 @@ class Protocol(RuleBasedStateMachine):
             model.src = first + ahead
 
     @precondition(lambda self: self.workers)
-    @rule(data=st.data(), wild=st.integers(0, 4), expects=st.booleans())
-    def transition(self, data: st.DataObject, wild: int, expects: bool) -> None:
-        """Mostly one that the state knows: only so does a run get far."""
-        model, worker = self.model, self.pick(data)
-        before = model.state
+    @rule(data=st.data(), wild=st.integers(0, 9), expects=st.booleans())
+    def any_transition(self, data: st.DataObject, wild: int, expects: bool) -> None:
+        """Mostly one that the state knows and that is not the end."""
+        before = self.model.state
         known = [trigger for state, trigger in TRANSITIONS if state is before]
-        trigger = data.draw(st.sampled_from(known if known and wild else list(Trigger)))
+        lasting = [t for t in known if TRANSITIONS[before, t] not in (S.STOPPING, S.FINISHED)]
+        choice = lasting if wild > 2 and lasting else known if wild and known else list(Trigger)
+        self.transition(self.pick(data), data.draw(st.sampled_from(choice)), expects)
+
+    def transition(self, worker: Worker, trigger: Trigger, expects: bool) -> None:
+        model = self.model
+        before = model.state
         to = TRANSITIONS.get((before, trigger))
         new = trigger is Trigger.CLAIMED
         change = Change(
@@ -266,9 +292,11 @@ class Protocol(RuleBasedStateMachine):
                 model.state, model.not_before = S.QUEUED, model.now
         assert sent.n == model.messages.index(name) + 1
 
-    @rule()
-    def want_cancel(self) -> None:
+    @rule(sure=st.integers(0, 15))
+    def want_cancel(self, sure: int) -> None:
         model = self.model
+        if sure < 15 and not model.cancel:  # rarely: little can happen after it
+            return
         try:
             self.wait(self.store.executions.want(ID, CancelWant(f"c{int(model.cancel)}", 5.0)))
         except Conflict:
@@ -343,7 +371,7 @@ def check(url: str, runs: int, *, fenced: bool = True) -> None:
         machine,
         settings=settings(
             max_examples=runs,
-            stateful_step_count=40,
+            stateful_step_count=60,
             deadline=None,
             database=None,
             # Random when it searches (a fixed seed would look at the same runs for ever), no shrinking where the

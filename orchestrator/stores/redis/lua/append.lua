@@ -113,7 +113,7 @@ if change then
       lie_down(x, ready, now)
     elseif to ~= 'FINISHED' then
       if change.unowned then give_up(x, ready) end
-      settle(x, now)
+      if not (change.unowned and end_unowned(x, now)) then settle(x, now) end
     end
   end
 end
