@@ -2,6 +2,7 @@
 
 CarrelError
  ├─ BadInput            invalid            a field is wrong: names it, its limit and the remedy
+ │   └─ TooLarge        too_large          it is bigger than its bound; the rest was not read
  ├─ NotFound            not_found          no such execution, file, message, stream…
  ├─ Conflict            conflict           the thing is not in a state that allows this
  │   ├─ NameTaken       name_taken         another living execution has this name
@@ -49,6 +50,12 @@ class BadInput(CarrelError):
     def __init__(self, message: str, /, *, field: str, limit: str = "", remedy: str = "", **data: Any) -> None:
         super().__init__(message, field=field, limit=limit, remedy=remedy, **data)
         self.field = field
+
+
+class TooLarge(BadInput):
+    """What was sent is bigger than its bound; the rest of it was not read. `data` as BadInput's."""
+
+    code = "too_large"
 
 
 class NotFound(CarrelError):

@@ -67,7 +67,7 @@ ROOMS = {
         # link: exec speaks to init as a viewer (channel.md, "Live bytes"). pydantic stays in wire.
         ("orchestrator.server",),
         ("nouns", "link", "wire"),
-        ("fastapi", "starlette", "uvicorn", "prometheus_client"),
+        ("fastapi", "starlette", "uvicorn", "prometheus_client", "ulid"),
     ),
     "client": Room(("orchestrator.client",), ("nouns", "wire"), ("websockets", "httpx")),
     "cli": Room(("orchestrator.cli",), ("nouns", "client", "settings"), ("typer", "click", "rich")),

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
 
 from orchestrator.errors import BadInput
+
+T = TypeVar("T")
 
 #: Fields whose meaning arrives in a later version: refused by name, never ignored.
 LATER: Final = frozenset({"egress", "snapshot", "snapshots", "budget", "mcp", "secrets"})
@@ -98,3 +102,11 @@ def _kind_of(kind: str) -> str:
     if kind.endswith(("_type", "_parsing")):
         return wanted.replace("_", " ")
     return _LIMITS.get(kind, "")
+
+
+def parsed(shape: TypeAdapter[T], text: str | bytes) -> T:
+    """One JSON text as what it should be. Raises BadInput."""
+    try:
+        return shape.validate_json(text)
+    except ValidationError as wrong:
+        raise bad_input(wrong.errors(include_url=False, include_input=False)) from None

@@ -60,7 +60,7 @@ def error_of(problem: dict[str, Any]) -> errors.CarrelError:
     detail = str(problem.get("detail") or problem.get("title") or "refused")
     data = {key: value for key, value in problem.items() if key not in _ENVELOPE and key.isidentifier()}
     kind = _CLASSES.get(str(problem.get("code", "")), errors.CarrelError)
-    if kind is errors.BadInput:
+    if issubclass(kind, errors.BadInput):
         data = {"field": "", **data}
     if kind is errors.Resend:
         return errors.Resend(detail, src=int(data.get("src", 0)))

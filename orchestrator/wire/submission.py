@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Final, Literal
 
 from pydantic import AfterValidator, Field, model_validator
@@ -43,8 +44,9 @@ class ResourcesBody(RequestModel):
     tmp_bytes: int = Field(default=DEFAULT_RESOURCES.tmp_bytes, ge=1 * bounds.MIB, le=1024 * bounds.GIB)
     disk_bytes: Annotated[int, AfterValidator(disk_is_unlimited)] = 0
 
-    def noun(self) -> execution.Resources:
-        return execution.Resources(**self.model_dump())
+    def noun(self, defaults: execution.Resources = DEFAULT_RESOURCES) -> execution.Resources:
+        """What was not said comes from the installation's `defaults`."""
+        return replace(defaults, **self.model_dump(exclude_unset=True))
 
     @classmethod
     def of(cls, resources: execution.Resources) -> ResourcesBody:
@@ -66,8 +68,9 @@ class LimitsBody(RequestModel):
     idle_timeout_s: float | None = Field(default=None, gt=0, le=bounds.DEADLINE_S)
     grace_s: float = Field(default=DEFAULT_LIMITS.grace_s, ge=0, le=3600)
 
-    def noun(self) -> execution.Limits:
-        return execution.Limits(**self.model_dump())
+    def noun(self, defaults: execution.Limits = DEFAULT_LIMITS) -> execution.Limits:
+        """What was not said comes from the installation's `defaults`; a null that was said means no limit."""
+        return replace(defaults, **self.model_dump(exclude_unset=True))
 
     @classmethod
     def of(cls, limit: execution.Limits) -> LimitsBody:
@@ -180,8 +183,16 @@ class SubmitBody(RequestModel):
     def named_harness(self) -> str:
         return self.harness or ("command" if self.command else "bash")
 
-    def spec(self, *, tenant: str, files: tuple[execution.FileRef, ...]) -> execution.Spec:
-        """The noun. `files`: this body's, with their contents looked up or stored."""
+    def spec(
+        self,
+        *,
+        tenant: str,
+        files: tuple[execution.FileRef, ...],
+        resources: execution.Resources = DEFAULT_RESOURCES,
+        limits: execution.Limits = DEFAULT_LIMITS,
+    ) -> execution.Spec:
+        """The noun. `files`: this body's, with their contents looked up or stored; `resources`, `limits`: what the
+        installation gives where nothing is asked for."""
         return execution.Spec(
             task=self.task,
             harness=self.named_harness,
@@ -191,8 +202,8 @@ class SubmitBody(RequestModel):
             files=files,
             name=self.name,
             labels=dict(self.labels),
-            resources=self.resources.noun(),
-            limits=self.limits.noun(),
+            resources=self.resources.noun(resources),
+            limits=self.limits.noun(limits),
             retry=self.retry.noun(),
             stdin=self.stdin,
             output=self.output,

@@ -246,8 +246,8 @@ def every_error() -> list[errors.CarrelError]:
         kind = todo.pop()
         todo += [child for child in kind.__subclasses__() if child.__module__ == errors.__name__]
         match kind:
-            case errors.BadInput:
-                made.append(errors.BadInput("no", field="f", limit="1", remedy="less"))
+            case errors.BadInput | errors.TooLarge:
+                made.append(kind("no", field="f", limit="1", remedy="less"))
             case errors.Resend:
                 made.append(errors.Resend("no", src=4))
             case _:

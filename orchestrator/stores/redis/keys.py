@@ -78,5 +78,9 @@ class Keys:
         return f"{self.prefix}workers"
 
     @property
+    def tokens(self) -> str:
+        return f"{self.prefix}tokens"
+
+    @property
     def meta(self) -> str:
         return f"{self.prefix}meta"

@@ -1,0 +1,196 @@
+"""Submit, list, look at, remove. Knows no engine: what it writes is due, and who does it is not its business."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import AsyncIterator
+from typing import Annotated, Final, Literal
+
+from fastapi import APIRouter, Header, Query, Request, Response
+from ulid import ULID
+
+from orchestrator.errors import BadInput, Conflict
+from orchestrator.events import Cursor
+from orchestrator.execution import CancelWant, Execution, FileRef, OutcomeKind
+from orchestrator.executions import Filter
+from orchestrator.harnesses import harness_of
+from orchestrator.lifecycle import ExecutionState
+from orchestrator.server.parts import Parts, Reader, ThePart, Writer
+from orchestrator.server.waiting import first_page, preferred_wait_s
+from orchestrator.wire import bounds
+from orchestrator.wire.record import Record, RecordPage
+from orchestrator.wire.submission import FileBody, SubmitBody
+
+router = APIRouter(prefix="/v1/executions", tags=["executions"])
+
+_KEY: Final = re.compile(rf"[\x21-\x7e]{{1,{bounds.IDEMPOTENCY_KEY_CHARS}}}")
+_MOST_LISTED: Final = 500
+#: How long a forced removal waits for the end it asked for: SIGKILL and the engine's removal take well under it.
+_FORCED_END_S: Final = 30.0
+
+
+def new_execution_id() -> str:
+    return f"exe_{ULID()}".lower()
+
+
+@router.post("", status_code=201, response_model=Record, summary="Submit")
+async def submit(
+    body: SubmitBody,
+    parts: ThePart,
+    caller: Writer,
+    response: Response,
+    idempotency_key: Annotated[str, Header(max_length=bounds.IDEMPOTENCY_KEY_CHARS)] = "",
+) -> Record:
+    """Durable when answered: 201. The same `Idempotency-Key` with the same body: 200 and the same execution."""
+    if idempotency_key and not _KEY.fullmatch(idempotency_key):
+        raise BadInput(
+            "the idempotency key has characters it may not have",
+            field="Idempotency-Key",
+            limit=f"1 to {bounds.IDEMPOTENCY_KEY_CHARS} visible ASCII characters",
+            remedy="use a UUID",
+        )
+    spec = body.spec(
+        tenant=caller.tenant,
+        files=(),
+        resources=parts.settings.default_resources,
+        limits=parts.settings.default_limits,
+    )
+    harness_of(spec)
+    files = await _files(parts, body.files)
+    # Of the body, not of the spec: the installation's defaults may change between two sends of one key.
+    digest = hashlib.sha256(json.dumps(body.model_dump(), sort_keys=True).encode()).hexdigest()
+    submitted = await parts.executions.submit(
+        body.spec(tenant=caller.tenant, files=files, resources=spec.resources, limits=spec.limits),
+        execution_id=new_execution_id(),
+        idempotency_key=idempotency_key,
+        body_digest=digest if idempotency_key else "",
+    )
+    response.status_code = 201 if submitted.created else 200
+    response.headers["Location"] = f"/v1/executions/{submitted.execution.id}"
+    return Record.of(submitted.execution)
+
+
+async def _files(parts: Parts, files: list[FileBody]) -> tuple[FileRef, ...]:
+    """Contents that came inline are stored first: a record never names what is not there."""
+    found: list[FileRef] = []
+    total = 0
+    for at, file in enumerate(files):
+        inline = file.inline()
+        if inline is not None:
+            sha256, size = await parts.blobs.put(_once(inline), limit_bytes=bounds.BODY_BYTES)
+        else:
+            sha256 = file.sha256 or ""
+            there = await parts.blobs.has(sha256)
+            if there is None:
+                raise BadInput(
+                    f"files[{at}]: no content with this digest is here",
+                    field=f"files[{at}].sha256",
+                    limit="a digest that was uploaded",
+                    remedy="upload it to POST /v1/blobs first",
+                )
+            size = there
+        total += size
+        if total > bounds.FILES_BYTES:
+            raise BadInput(
+                "the files are too large",
+                field="files",
+                limit=f"{bounds.FILES_BYTES} bytes in all",
+                remedy="send less, or fetch it from inside",
+            )
+        found.append(FileRef(file.path, sha256, size, int(file.mode, 8)))
+    return tuple(found)
+
+
+async def _once(content: bytes) -> AsyncIterator[bytes]:
+    yield content
+
+
+@router.get("", response_model=RecordPage, summary="List")
+async def list_executions(
+    parts: ThePart,
+    caller: Reader,
+    state: Annotated[list[ExecutionState], Query(default_factory=list)],
+    outcome: Annotated[list[OutcomeKind], Query(default_factory=list)],
+    label: Annotated[list[str], Query(default_factory=list, max_length=bounds.LABEL_COUNT)],
+    name: Annotated[str, Query(max_length=64)] = "",
+    harness: Annotated[str, Query(max_length=64)] = "",
+    limit: Annotated[int, Query(ge=1, le=_MOST_LISTED)] = 50,
+    cursor: Annotated[str, Query(max_length=512)] = "",
+) -> RecordPage:
+    """Newest first. `label=key=value`, repeated: all must match. `state`, `outcome`, repeated: any."""
+    wanted = Filter(
+        states=frozenset(state), outcomes=frozenset(outcome), labels=_labels(label), name=name, harness=harness
+    )
+    found = await parts.executions.list(wanted, tenant=caller.tenant, cursor=cursor, limit=limit)
+    return RecordPage(executions=[Record.of(execution) for execution in found.executions], next=found.next)
+
+
+def _labels(labels: list[str]) -> dict[str, str]:
+    pairs: dict[str, str] = {}
+    for label in labels:
+        key, equals, value = label.partition("=")
+        if not equals or not bounds.LABEL_KEY.fullmatch(key) or len(value) > bounds.LABEL_VALUE_CHARS:
+            raise BadInput(
+                f"{label[:80]!r} is not a label", field="label", limit="key=value", remedy="for example label=team=core"
+            )
+        pairs[key] = value
+    return pairs
+
+
+@router.get("/{id}", response_model=Record, summary="Record")
+async def record(
+    id: str,
+    request: Request,
+    parts: ThePart,
+    caller: Reader,
+    after: Annotated[int | None, Query(ge=0, description="the `tail` the caller has seen")] = None,
+    until: Annotated[Literal["changed", "ended"], Query()] = "changed",
+) -> Record:
+    """With `Prefer: wait=N` (at most 60 s) the answer comes when the record has moved past `after` (default: as it is
+    now) or has ended; with `until=ended` only when it has ended, or when the time is over."""
+    execution = await parts.find(id, caller)
+    wait_s = preferred_wait_s(request)
+    since = execution.tail if after is None else after
+    if wait_s and not execution.ended and (until == "ended" or execution.tail <= since):
+        request.scope["carrel.held"] = True
+        await first_page(
+            parts,
+            execution.id,
+            Cursor(execution.generation, execution.tail),
+            wait_s=wait_s,
+            enough=lambda page: page.closed or (until == "changed" and page.tail > since),
+        )
+        execution = await parts.executions.get(execution.id)
+    return Record.of(execution)
+
+
+@router.delete("/{id}", status_code=204, response_class=Response, summary="Remove")
+async def remove(id: str, parts: ThePart, caller: Writer, force: Annotated[bool, Query()] = False) -> Response:
+    """Record, history, inbox and files of one that has ended. `force=true` ends it first, with no grace."""
+    execution = await parts.find(id, caller)
+    if not execution.ended and force:
+        await _end(parts, execution)
+    await parts.executions.remove(execution.id)
+    await parts.reach.forget(execution)
+    return Response(status_code=204)
+
+
+async def _end(parts: Parts, execution: Execution) -> None:
+    try:
+        execution = await parts.executions.want(
+            execution.id, CancelWant(f"remove-{execution.id}", 0.0, "removed by force")
+        )
+    except Conflict:
+        execution = await parts.executions.get(execution.id)
+    if execution.ended:
+        return
+    start = Cursor(execution.generation, execution.tail)
+    ended = await first_page(parts, execution.id, start, wait_s=_FORCED_END_S, enough=lambda page: page.closed)
+    if ended is None:
+        raise Conflict(
+            f"it was told to end and has not in {_FORCED_END_S:g} s",
+            state=execution.state.value,
+            remedy="see that a worker runs on its host, then try again",
+        )

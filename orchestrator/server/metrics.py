@@ -1,0 +1,100 @@
+"""What this api process counts, for Prometheus. Knows no store: figures of the installation are handed in at a scrape.
+
+A registry of its own, so that two apps in one process (tests, `carrel serve`) do not share counters. Label values come
+from fixed sets only: route templates, methods, status classes, states, outcomes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from orchestrator.execution import OutcomeKind, Reason
+from orchestrator.executions import Host, Tally
+from orchestrator.lifecycle import ExecutionState
+
+CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+_LATENCY_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"})
+
+
+class Metrics:
+    """One process's counters."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        registry = self.registry
+        self.http_seconds = Histogram(
+            "carrel_http_seconds",
+            "Time to the first byte of the answer, by route template. Held requests (wait, long-poll) are not in it.",
+            ("method", "route", "status"),
+            buckets=_LATENCY_S,
+            registry=registry,
+        )
+        self.viewers = Gauge("carrel_viewers", "Viewers of histories right now.", ("kind",), registry=registry)
+        self.viewers_dropped = Counter(
+            "carrel_viewers_dropped_total", "Viewers that took nothing for too long.", ("kind",), registry=registry
+        )
+        self.events_sent = Counter(
+            "carrel_events_sent_total", "Events handed to viewers.", ("kind",), registry=registry
+        )
+        self.sent_bytes = Counter("carrel_sent_bytes_total", "Bytes of events sent.", ("kind",), registry=registry)
+        self.encoded_events = Counter(
+            "carrel_encoded_events_total", "Events turned into JSON (the others were shared).", registry=registry
+        )
+        self.execs = Counter("carrel_execs_total", "Commands run beside harnesses.", registry=registry)
+        self.uploaded_bytes = Counter("carrel_uploaded_bytes_total", "Bytes of uploads.", registry=registry)
+        self.encoded_before = 0  # of what the counter above has been told
+        self._states = Gauge("carrel_executions", "Executions by state.", ("state",), registry=registry)
+        self._outcomes = Gauge(
+            "carrel_outcomes", "Executions on record that ended so, by outcome.", ("outcome",), registry=registry
+        )
+        self._reasons = Gauge("carrel_reasons", "The same, by reason.", ("reason",), registry=registry)
+        self._resumed = Gauge("carrel_resumed", "The same: those that needed another attempt.", registry=registry)
+        self._wall_s = Gauge("carrel_wall_seconds", "The same: their wall time in all.", registry=registry)
+        self._hosts = Gauge("carrel_hosts", "Hosts whose last heartbeat is at most a minute old.", registry=registry)
+        self._workers = Gauge("carrel_workers", "Workers on those hosts.", registry=registry)
+
+    def scrape(self, counted: Mapping[ExecutionState, int], tallies: Sequence[Tally], hosts: Sequence[Host]) -> bytes:
+        """The text of /metrics. `tallies`: ungrouped; every state, outcome and reason is there, at 0 too."""
+        for state in ExecutionState:
+            self._states.labels(state.value).set(counted.get(state, 0))
+        for kind in OutcomeKind:
+            self._outcomes.labels(kind.value).set(sum(tally.by_outcome.get(kind, 0) for tally in tallies))
+        for reason in Reason:
+            self._reasons.labels(reason.value).set(sum(tally.by_reason.get(reason, 0) for tally in tallies))
+        self._resumed.set(sum(tally.resumed for tally in tallies))
+        self._wall_s.set(sum(tally.wall_s for tally in tallies))
+        self._hosts.set(len(hosts))
+        self._workers.set(sum(len(host.workers) for host in hosts))
+        return generate_latest(self.registry)
+
+
+class Timing:
+    """ASGI middleware: how long until each answer began."""
+
+    def __init__(self, app: ASGIApp, *, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began = time.perf_counter()
+
+        async def timed(message: Message) -> None:
+            if message["type"] == "http.response.start" and not scope.get("carrel.held"):
+                # The template, never the path: an attacker's URLs must not become label values.
+                route = getattr(scope.get("route"), "path", "") or "other"
+                method = scope["method"] if scope["method"] in _METHODS else "other"
+                self._metrics.http_seconds.labels(method, route, f"{message['status'] // 100}xx").observe(
+                    time.perf_counter() - began
+                )
+            await send(message)
+
+        await self._app(scope, receive, timed)

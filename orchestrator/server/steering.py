@@ -1,0 +1,124 @@
+"""What is said to a running execution: messages and wishes. Each is durable when answered; what came of it is an event.
+Knows no worker."""
+
+from __future__ import annotations
+
+import secrets
+from typing import Annotated
+
+from fastapi import APIRouter, Body, Request, Response
+
+from orchestrator.errors import Conflict, TooLarge
+from orchestrator.events import SANDBOX_RESIZED, Cursor
+from orchestrator.execution import CancelWant, Execution, InterruptWant, PauseWant, ResourcesWant
+from orchestrator.executions import Want
+from orchestrator.harnesses import harness_of
+from orchestrator.server.parts import Parts, ThePart, Writer
+from orchestrator.server.waiting import first_page, preferred_wait_s
+from orchestrator.wire.record import Record
+from orchestrator.wire.steering import CancelBody, MessageBody, Receipt, ResizeBody, WishBody
+
+router = APIRouter(prefix="/v1/executions/{id}", tags=["steering"])
+
+Wish = Annotated[WishBody, Body(default_factory=lambda: WishBody())]
+Cancel = Annotated[CancelBody, Body(default_factory=lambda: CancelBody())]
+
+
+def new_id() -> str:
+    return secrets.token_hex(16)
+
+
+async def send(parts: Parts, execution: Execution, body: MessageBody) -> Receipt:
+    """Put a message into the inbox. Raises Conflict where nobody will read it, TooLarge; else as History.send."""
+    if (execution.spec.stdin or harness_of(execution.spec).stdin) == "none":
+        raise Conflict(
+            "this execution's harness reads no input",
+            state=execution.state.value,
+            remedy="submit it with stdin: text, or use exec",
+        )
+    content = body.content()
+    if len(content) > parts.settings.message_limit_bytes:
+        raise TooLarge(
+            f"the message has {len(content)} bytes",
+            field="text",
+            limit=f"{parts.settings.message_limit_bytes} bytes",
+            remedy="upload a file and name it in the message",
+        )
+    message_id = body.id or new_id()
+    # `raw`: exactly these bytes; the other modes are framed by the relay as the harness declares (line or JSON).
+    mode = body.mode if body.text is not None else "raw"
+    sent = await parts.history.send(execution.id, message_id, content, mode=mode)
+    return Receipt(id=message_id, n=sent.n, repeated=sent.repeated, seq=sent.seq)
+
+
+def cancel_want(execution: Execution, body: CancelBody) -> CancelWant:
+    grace_s = execution.spec.limits.grace_s if body.grace_s is None else body.grace_s
+    return CancelWant(body.id or new_id(), grace_s, body.reason)
+
+
+def interrupt_want(execution: Execution, body: WishBody) -> InterruptWant:
+    return InterruptWant(body.id or new_id(), execution.attempt)
+
+
+async def _wish(parts: Parts, execution: Execution, want: Want) -> Record:
+    return Record.of(await parts.executions.want(execution.id, want))
+
+
+@router.post("/messages", status_code=202, response_model=Receipt, summary="Send")
+async def message(id: str, body: MessageBody, parts: ThePart, caller: Writer) -> Receipt:
+    """Once per message id, however often it is sent. Receipts: message.accepted → delivered → consumed, or expired."""
+    return await send(parts, await parts.find(id, caller), body)
+
+
+@router.post("/interrupt", status_code=202, response_model=Record, summary="Interrupt")
+async def interrupt(id: str, parts: ThePart, caller: Writer, body: Wish) -> Record:
+    """SIGINT to the harness's process group, at once, past all messages. Receipt: execution.interrupted."""
+    execution = await parts.find(id, caller)
+    return await _wish(parts, execution, interrupt_want(execution, body))
+
+
+@router.post("/cancel", status_code=202, response_model=Record, summary="Cancel")
+async def cancel(id: str, parts: ThePart, caller: Writer, body: Cancel) -> Record:
+    """SIGTERM, then after `grace_s` SIGKILL to everything in the sandbox. The first cancel wins; a later one may only
+    shorten the grace."""
+    execution = await parts.find(id, caller)
+    return await _wish(parts, execution, cancel_want(execution, body))
+
+
+@router.post("/pause", status_code=202, response_model=Record, summary="Pause")
+async def pause(id: str, parts: ThePart, caller: Writer, body: Wish) -> Record:
+    """Freeze everything in the sandbox but init. Receipt: the transition to PAUSED."""
+    return await _wish(parts, await parts.find(id, caller), PauseWant(body.id or new_id(), paused=True))
+
+
+@router.post("/resume", status_code=202, response_model=Record, summary="Resume")
+async def resume(id: str, parts: ThePart, caller: Writer, body: Wish) -> Record:
+    """Thaw it. Receipt: the transition to RUNNING."""
+    return await _wish(parts, await parts.find(id, caller), PauseWant(body.id or new_id(), paused=False))
+
+
+@router.patch("/resources", status_code=202, response_model=Record, summary="Resize")
+async def resources(
+    id: str, body: ResizeBody, request: Request, response: Response, parts: ThePart, caller: Writer
+) -> Record:
+    """Other CPU, memory or pids for the one running task. Receipt: sandbox.resized, with what its cgroup says. With
+    `Prefer: wait=N` the answer waits for it: 200 when it came, 202 when the time was over."""
+    execution = await parts.find(id, caller)
+    want = ResourcesWant(body.id or new_id(), body.cpus, body.memory_bytes, body.pids)
+    wished = await parts.executions.want(execution.id, want)
+    wait_s = preferred_wait_s(request)
+    if wait_s:
+        request.scope["carrel.held"] = True
+        done = await first_page(
+            parts,
+            execution.id,
+            Cursor(execution.generation, execution.tail),
+            wait_s=wait_s,
+            enough=lambda page: any(
+                event.type == SANDBOX_RESIZED and event.data.get("id") == want.id for event in page.events
+            ),
+        )
+        if done is not None:
+            response.status_code = 200
+        wished = await parts.executions.get(execution.id)
+    return Record.of(wished)
