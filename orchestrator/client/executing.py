@@ -39,6 +39,7 @@ class Exited:
     exit_code: int | None
     signal: int | None
     timed_out: bool = False
+    error: str = ""  # why it could not be started
 
 
 ExecEvent = Started | Output | Exited
@@ -68,7 +69,8 @@ def execute(execution: str, body: Mapping[str, Any], *, url: str) -> Stream[Exec
                     raw = base64.b64decode(data["data_b64"]) if "data_b64" in data else data["data"].encode()
                     yield Emit(Output(data["stream"], raw))
                 case "exit":
-                    yield Emit(Exited(data.get("exit_code"), data.get("signal"), bool(data.get("timed_out"))))
+                    timed_out, error = bool(data.get("timed_out")), str(data.get("error") or "")
+                    yield Emit(Exited(data.get("exit_code"), data.get("signal"), timed_out, error))
                     return
                 case "error":
                     raise answers.error(data)

@@ -62,7 +62,7 @@ class SyncTransport:
         self._http = httpx.Client(
             base_url=address.base,
             headers=_headers(token),
-            transport=httpx.HTTPTransport(uds=address.socket, limits=LIMITS),
+            transport=httpx.HTTPTransport(verify=address.is_tls, uds=address.socket, limits=LIMITS),
             trust_env=False,
         )
 
@@ -147,7 +147,7 @@ class AsyncTransport:
         self._http = httpx.AsyncClient(
             base_url=address.base,
             headers=_headers(token),
-            transport=httpx.AsyncHTTPTransport(uds=address.socket, limits=LIMITS),
+            transport=httpx.AsyncHTTPTransport(verify=address.is_tls, uds=address.socket, limits=LIMITS),
             trust_env=False,
         )
 

@@ -1,0 +1,5 @@
+"""`python -m orchestrator` is `carrel`."""
+
+from orchestrator.cli import main
+
+main()

@@ -1,0 +1,103 @@
+"""`carrel cp`: files out of or into a workspace, as docker's verb of that name."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from orchestrator.cli import console, fetching, gathering, output, reaching
+from orchestrator.errors import NotFound
+from orchestrator.cli.usage import UsageError
+
+if TYPE_CHECKING:
+    from orchestrator.client import Client, Execution
+
+READ_BYTES = 256 * 1024
+
+
+def cp(
+    ctx: typer.Context,
+    source: Annotated[str, typer.Argument(metavar="SRC", help="EXECUTION:PATH, a local path, or - for stdin.")],
+    target: Annotated[str, typer.Argument(metavar="DST", help="A local path, - for stdout, or EXECUTION:PATH.")],
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print nothing.")] = False,
+) -> None:
+    """Copy a file or a directory out of its workspace, or into it, also while it works.
+
+    \b
+    carrel cp @last:report.xml .          carrel cp ./data @last:data
+    carrel cp @last:/workspace/log - | …  … | carrel cp - @last:notes.txt
+
+    Paths are relative to /workspace. Into a directory that is there, a copy keeps its name; links are not followed out.
+    """
+    down, up = _remote(source), _remote(target)
+    if (down is None) == (up is None):
+        raise UsageError("one of SRC and DST is EXECUTION:PATH, the other is here")
+    with reaching.client(ctx) as client:
+        if down is not None:
+            found = reaching.execution(client, down[0])
+            path = fetching.in_workspace(down[1])
+            if target == "-":
+                _to_stdout(found, path)
+                return
+            count = fetching.fetch(found, path, Path(target), say=console.note)
+        else:
+            assert up is not None
+            found = reaching.execution(client, up[0])
+            count = _upload(client, found, source, up[1])
+    if not quiet:
+        console.note(f"{count} file{'s' if count != 1 else ''} copied")
+
+
+def _remote(text: str) -> tuple[str, str] | None:
+    """`EXECUTION:PATH`; a local path with a colon is written with a slash before it, as for docker and scp."""
+    ref, colon, path = text.partition(":")
+    if not colon or not ref or "/" in ref or ref.startswith("."):
+        return None
+    return ref, path
+
+
+def _to_stdout(found: Execution, path: str) -> None:
+    if not path or found.files.stat(path).kind == "directory":
+        raise UsageError("only a file goes to stdout; name a directory here to copy it whole")
+    for piece in found.files.chunks(path):
+        output.write_all(1, piece)
+
+
+def _upload(client: Client, found: Execution, source: str, target: str) -> int:
+    place = fetching.in_workspace(target)
+    if source == "-":
+        if not place or target.endswith("/"):
+            raise UsageError("stdin needs the name of a file: EXECUTION:PATH")
+        found.files.write(place, _stdin())
+        return 1
+    # `cp dir ID:there` makes there/dir where `there` is a directory, else `there` itself; as cp and docker do.
+    name = Path(source).resolve().name
+    into = not place or target.endswith("/") or _is_directory(found, place)
+    if into and not (Path(source).is_dir() and source.rstrip("/").endswith("/.")):
+        place = str(PurePosixPath(place) / name)
+    gathered = gathering.gather([f"{source}:{place}"], say=console.note)
+    for local, path in gathered:
+        executable = os.access(local, os.X_OK)
+        found.files.write(path, local, mode=0o755 if executable else 0o644)
+    return len(gathered)
+
+
+def _is_directory(found: Execution, path: str) -> bool:
+    try:
+        return found.files.stat(path).kind == "directory"
+    except NotFound:
+        return False
+
+
+def _stdin() -> Iterator[bytes]:
+    while piece := sys.stdin.buffer.read(READ_BYTES):
+        yield piece
+
+
+def register(app: typer.Typer) -> None:
+    app.command("cp")(cp)

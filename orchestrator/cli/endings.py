@@ -1,0 +1,62 @@
+"""How an outcome becomes an exit code and, where a person needs one, a sentence. Pure."""
+
+from __future__ import annotations
+
+from orchestrator.execution import OutcomeKind, Reason
+from orchestrator.wire.record import Record
+
+OURS, TIMEOUT, CTRL_C = 125, 124, 130
+
+#: What to do about it, where there is something to do.
+_REMEDIES = {
+    Reason.OOM: "give it more memory: -m",
+    Reason.DEADLINE: "give it more time: --timeout",
+    Reason.IMAGE_MISSING: "check --image, or make the image with `make image`",
+    Reason.COMMAND_NOT_FOUND: "check the command's name; it must be in the image or among the uploaded files",
+    Reason.DISK_FULL: "free space on the server",
+}
+
+
+def exit_code(record: Record, *, interrupted: bool = False) -> int:
+    """The process's own code; 128+n for a signal, as shells have it; 124 for a deadline; 125 when the platform ended
+    it; 130 when Ctrl-C ended what had not begun."""
+    outcome = record.outcome
+    if outcome is None:
+        return OURS
+    if outcome.kind is OutcomeKind.TIMED_OUT:
+        return TIMEOUT
+    if outcome.exit_code is not None:
+        return outcome.exit_code
+    if outcome.signal is not None:
+        return 128 + outcome.signal
+    if interrupted:
+        return CTRL_C
+    return 0 if outcome.kind is OutcomeKind.SUCCEEDED else OURS
+
+
+def summary(record: Record) -> str:
+    """`FAILED exit_code 3`, `TIMED_OUT deadline`, `CANCELLED cancelled signal 15`."""
+    outcome = record.outcome
+    if outcome is None:
+        return str(record.state)
+    words = [str(outcome.kind)]
+    if outcome.kind is not OutcomeKind.SUCCEEDED and outcome.reason not in (Reason.EXIT_CODE, Reason.SIGNAL):
+        words.append(str(outcome.reason))
+    if outcome.exit_code:
+        words.append(f"exit {outcome.exit_code}")
+    elif outcome.signal is not None:
+        words.append(f"signal {outcome.signal}")
+    return " ".join(words)
+
+
+def complaint(record: Record) -> tuple[str, str]:
+    """(what to say, remedy) where the exit code alone would leave a person guessing; else two empty strings."""
+    outcome = record.outcome
+    if outcome is None or outcome.kind is OutcomeKind.SUCCEEDED:
+        return "", ""
+    if outcome.reason in (Reason.EXIT_CODE, Reason.SIGNAL, Reason.CANCELLED, Reason.BAD_CONFIGURATION):
+        return "", ""
+    said = f"{record.id} ended {outcome.kind} ({outcome.reason})"
+    if outcome.message:
+        said += f": {outcome.message}"
+    return said, _REMEDIES.get(outcome.reason, "")

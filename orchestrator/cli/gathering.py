@@ -1,0 +1,108 @@
+"""Local files and directories on their way up: walked, bounded, digested, sent only where the server lacks them.
+
+A directory goes up whole, hidden files too: nothing is left out for its name. Links are followed where they stay inside
+it; a link that leads out, a socket, a device or a FIFO is left out and said. Only "executable" is kept of a mode.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.errors import BadInput
+from orchestrator.wire import bounds
+
+if TYPE_CHECKING:
+    from orchestrator.client import Client
+
+AT_ONCE = 8
+SHOWN = 3
+
+
+def gather(wishes: Sequence[str], *, say: Callable[[str], None] | None) -> list[tuple[Path, str]]:
+    """(local file, path in the workspace) of every `SRC[:DST]`. Raises BadInput(field="--upload")."""
+    found: dict[str, Path] = {}
+    left_out: list[str] = []
+    for wish in wishes:
+        for source, path in _walk(wish, left_out):
+            if path in found and found[path] != source:
+                raise _bad(f"{found[path]} and {source} would both become /workspace/{path}", "give one another DST")
+            found[path] = source
+            if len(found) > bounds.FILE_COUNT:
+                raise _bad(f"{wish}: more than {bounds.FILE_COUNT} files", "pack them: tar -cf x.tar …, --upload x.tar")
+    if left_out and say:
+        more = f" and {len(left_out) - SHOWN} more" if len(left_out) > SHOWN else ""
+        say(f"left out (links out of the directory, sockets, devices): {', '.join(left_out[:SHOWN])}{more}")
+    return [(source, path) for path, source in found.items()]
+
+
+def _walk(wish: str, left_out: list[str]) -> Iterator[tuple[Path, str]]:
+    text, colon, place = wish.rpartition(":")
+    if not colon or Path(wish).exists():
+        text, place = wish, ""
+    source = Path(text)
+    if not text or not source.exists():
+        raise _bad(f"{text or wish!r} is not there", "check the path; SRC:DST names a place in /workspace")
+    place = _place(place)
+    if not source.is_dir():
+        if not source.is_file():
+            raise _bad(f"{source} is neither a file nor a directory", "upload its content as a file")
+        into = wish.endswith("/") and colon
+        yield source, f"{place}/{source.name}" if place and into else place or source.name
+        return
+    if not place and not colon:
+        place = source.name  # "" for "."
+    root = source.resolve()
+    for folder, folders, names in os.walk(source, onerror=_unreadable):
+        folders.sort()
+        inside = Path(folder)
+        for name in sorted(names) + [one for one in folders if (inside / one).is_symlink()]:
+            path = inside / name
+            relative = path.relative_to(source).as_posix()
+            if not _ours(path, root):
+                left_out.append(relative)
+                continue
+            yield path, f"{place}/{relative}" if place else relative
+
+
+def _ours(path: Path, root: Path) -> bool:
+    try:
+        if path.is_symlink() and not path.resolve(strict=True).is_relative_to(root):
+            return False
+        return stat.S_ISREG(path.stat().st_mode)
+    except OSError:  # a link to nowhere, or in a circle
+        return False
+
+
+def _place(text: str) -> str:
+    place = text.removeprefix("/workspace").strip("/") if text.startswith("/workspace") else text
+    place = "" if place in (".", "./") else place.removeprefix("./").rstrip("/")
+    if place.startswith("/") or ".." in place.split("/"):
+        raise _bad(f"DST {text!r} leaves /workspace", "give a path relative to /workspace")
+    return place
+
+
+def _unreadable(error: OSError) -> None:
+    raise error
+
+
+def _bad(message: str, remedy: str) -> BadInput:
+    return BadInput(f"--upload: {message}", field="--upload", remedy=remedy)
+
+
+def upload(client: Client, gathered: Sequence[tuple[Path, str]]) -> list[Mapping[str, Any]]:
+    """Send what the server lacks, a few at once; the `files` of a submit."""
+
+    def one(item: tuple[Path, str]) -> Mapping[str, Any]:
+        source, path = item
+        return client.upload(source, path)
+
+    total = sum(source.stat().st_size for source, _ in gathered)
+    if total > bounds.FILES_BYTES:
+        raise _bad(f"{total} bytes in all (allowed: {bounds.FILES_BYTES})", "upload less")
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        return list(pool.map(one, gathered))

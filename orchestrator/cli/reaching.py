@@ -1,0 +1,74 @@
+"""From the command line's words to a client and an execution's handle: what every verb begins with. Imports the client
+when it is first needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from orchestrator.cli import console, profile
+
+if TYPE_CHECKING:
+    from orchestrator.client import AsyncClient, Client, Execution
+
+#: How long one call goes on while no server answers: over a quick restart, not over a coffee.
+CALL_PATIENCE_S = 3.0
+#: A follower says that it is trying again after this long in vain, not at every blink.
+SAID_AFTER_S = 1.0
+
+Ref = typer.Argument(metavar="EXECUTION", help="An id, a unique prefix of one, a name, or @last.", show_default=False)
+Json = typer.Option("--json", help="Print JSON.")
+
+
+class Outage:
+    """Says once per outage that the server is away; `over` when it is back."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        self._quiet = quiet
+        self._waited_s = 0.0
+        self._said = False
+
+    def retry(self, why: str, delay_s: float) -> None:
+        self._waited_s += delay_s
+        if self._waited_s >= SAID_AFTER_S and not self._said and not self._quiet:
+            self._said = True
+            console.note(f"the server does not answer ({console.printable(why)}); trying again until it does")
+
+    def over(self) -> None:
+        if self._said:
+            console.note("the server is back")
+        self._waited_s, self._said = 0.0, False
+
+
+def target(ctx: typer.Context) -> profile.Target:
+    """Whom this command line talks to."""
+    shared: Any = ctx.find_root().obj
+    return profile.target(shared.url, shared.profile)
+
+
+def client(ctx: typer.Context, *, on_retry: Callable[[str, float], None] | None = None) -> Client:
+    """A blocking client."""
+    from orchestrator.client import Client, Patience
+
+    who = target(ctx)
+    return Client(who.url, who.token, patience=Patience(limit_s=CALL_PATIENCE_S), on_retry=on_retry)
+
+
+def async_client(ctx: typer.Context, *, on_retry: Callable[[str, float], None] | None = None) -> AsyncClient:
+    """One for an event loop."""
+    from orchestrator.client import AsyncClient, Patience
+
+    who = target(ctx)
+    return AsyncClient(who.url, who.token, patience=Patience(limit_s=CALL_PATIENCE_S), on_retry=on_retry)
+
+
+def execution(client: Client, ref: str) -> Execution:
+    """The handle of what a person named; read once, so that a wrong name is said at once."""
+    return client.get(name_of(client.address.url, ref))
+
+
+def name_of(url: str, ref: str) -> str:
+    """`@last` as the id it stands for; anything else as it is."""
+    return profile.last(url) if ref == "@last" else ref

@@ -1,0 +1,230 @@
+"""A run in the foreground: its output here, our signals there, its exit code ours. Knows no option of `carrel run`.
+
+| what happens here | what it does to the execution |
+|---|---|
+| Ctrl-C | interrupts it (SIGINT to its process group); before it has begun: cancels |
+| Ctrl-C again | cancels it: SIGTERM, its grace, SIGKILL |
+| Ctrl-C a third time | nothing more: we leave (130) |
+| SIGTERM | cancels it, as a local command would end; again: we leave (143) |
+| Ctrl-\\, terminal closed (SIGQUIT, SIGHUP) | nothing: we leave, it goes on (131, 129) |
+| the connection breaks | nothing: we come back to the byte where we were |
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from orchestrator.cli import console, endings, fetching, gathering, output, profile, reaching
+from orchestrator.client import AsyncExecution, Batch
+from orchestrator.errors import CarrelError, Conflict, NotFound
+from orchestrator.wire import event as wire_event
+from orchestrator.wire.record import Record
+
+BOTH = frozenset({"stdout", "stderr"})
+READ_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """How to watch, and what to do afterwards."""
+
+    interactive: bool = False
+    quiet: bool = False
+    as_json: bool = False
+    downloads: tuple[fetching.Wish, ...] = ()
+    remove: bool = False
+
+
+class _Leave(Exception):
+    """The person wants to go; `code` is our exit code."""
+
+    def __init__(self, code: int) -> None:
+        self.code = code
+
+
+@dataclass(slots=True)
+class _Hands:
+    """What a person does to the execution while it is watched."""
+
+    execution: AsyncExecution
+    talk: bool
+    signals: asyncio.Queue[int] = field(default_factory=asyncio.Queue)
+    interrupts: int = 0
+    cancelled: bool = False
+
+    def catch(self) -> None:
+        """From now on signals are ours to interpret."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP):
+            loop.add_signal_handler(number, self.signals.put_nowait, number)
+
+    async def act(self, group: asyncio.TaskGroup) -> None:
+        """Ends by _Leave only."""
+        while True:
+            number = await self.signals.get()
+            if number in (signal.SIGQUIT, signal.SIGHUP):
+                self.say("left; it goes on: carrel logs -f @last")
+                raise _Leave(128 + number)
+            if number == signal.SIGINT:
+                self.interrupts += 1
+            if self.interrupts > 2 or (number == signal.SIGTERM and self.cancelled):
+                self.say("left; it was asked to end")
+                raise _Leave(128 + number)
+            # As tasks: while the server is away these wait, and a further Ctrl-C must still be heard.
+            group.create_task(self._interrupt() if number == signal.SIGINT and self.interrupts == 1 else self._cancel())
+
+    async def _interrupt(self) -> None:
+        try:
+            await self.execution.interrupt()
+        except Conflict:
+            await self._cancel()  # nothing runs yet that could be interrupted
+        except CarrelError as refused:
+            console.refusal(refused)
+        else:
+            self.say("interrupted; Ctrl-C again cancels it, Ctrl-\\ leaves it running")
+
+    async def _cancel(self) -> None:
+        self.cancelled = True
+        try:
+            await self.execution.cancel(reason="Ctrl-C" if self.interrupts else "SIGTERM")
+        except (Conflict, NotFound):
+            return  # it has ended by itself
+        except CarrelError as refused:
+            console.refusal(refused)
+        else:
+            self.say("cancelling it; Ctrl-C again leaves at once")
+
+    def say(self, text: str) -> None:
+        if self.talk:
+            console.note(text)
+
+
+def run(ctx: typer.Context, spec: dict[str, Any], gathered: Sequence[tuple[Path, str]], key: str, watch: Watch) -> int:
+    """Submit and watch to the end; our exit code."""
+    # On a terminal people are told; into a file or a pipe stderr holds the command's own bytes and nothing else.
+    talk = sys.stderr.isatty() and not watch.quiet
+    with reaching.client(ctx) as client:
+        if gathered:
+            if talk:
+                console.note(f"uploading {len(gathered)} files")
+            spec["files"] = gathering.upload(client, gathered)
+        submitted = client.submit(key=key, **spec)
+        profile.remember(client.address.url, submitted.id)
+        if talk:
+            console.note(submitted.id)
+        try:
+            code, record = asyncio.run(_watch(ctx, submitted.id, watch, talk))
+        except _Leave as left:
+            return left.code
+        except BrokenPipeError:
+            console.note(f"nobody reads our output any more; {submitted.id} goes on")
+            raise
+        _complain(record)
+        for path, place in watch.downloads:
+            count = fetching.fetch(submitted, path, place, say=console.note)
+            if talk:
+                console.note(f"{path or '/workspace'} → {place} ({count} files)")
+        if watch.remove:
+            submitted.delete()
+        return code
+
+
+async def _watch(ctx: typer.Context, id: str, watch: Watch, talk: bool) -> tuple[int, Record]:
+    outage = reaching.Outage(quiet=watch.quiet)
+    async with reaching.async_client(ctx, on_retry=outage.retry) as client:
+        execution = client.execution(id)
+        hands = _Hands(execution, talk)
+        hands.catch()
+        try:
+            async with asyncio.TaskGroup() as group:
+                acting = group.create_task(hands.act(group))
+                if watch.interactive:
+                    _forward_stdin(execution)
+                await _follow(execution, watch.as_json, outage)
+                record = await execution.wait()
+                acting.cancel()
+        except BaseExceptionGroup as several:
+            for kind in (_Leave, BrokenPipeError, CarrelError, OSError):
+                found = _first(several, kind)
+                if found is not None:
+                    raise found from None
+            raise
+        return endings.exit_code(record, interrupted=hands.interrupts > 0), record
+
+
+def _first(group: BaseExceptionGroup[BaseException], kind: type[BaseException]) -> BaseException | None:
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            found = _first(error, kind)
+            if found is not None:
+                return found
+        elif isinstance(error, kind):
+            return error
+    return None
+
+
+async def _follow(execution: AsyncExecution, as_json: bool, outage: reaching.Outage) -> None:
+    writer = output.Writer()
+    async with aclosing(execution.batches()) as batches:
+        async for batch in batches:
+            outage.over()
+            for descriptor, data in _shown(batch, as_json):
+                await writer.write(descriptor, data)
+
+
+def _shown(batch: Batch, as_json: bool) -> list[tuple[int, bytes]]:
+    if as_json:
+        lines = b"".join(wire_event.encode(event) + b"\n" for event in batch.events)
+        return [(1, lines)] if lines else []
+    return list(output.pieces(batch.events, BOTH))
+
+
+def _complain(record: Record) -> None:
+    said, remedy = endings.complaint(record)
+    if said:
+        console.error(said, remedy)
+
+
+def _forward_stdin(execution: AsyncExecution) -> None:
+    """Every line of our stdin becomes a message, in order, one at a time. Its end means: no more messages.
+
+    A thread, because a file cannot be waited for; a daemon, because nobody waits for a line that never comes.
+    """
+    loop = asyncio.get_running_loop()
+
+    def send(content: bytes) -> bool:
+        try:
+            text: str | bytes = content.removesuffix(b"\n").decode()
+        except UnicodeDecodeError:
+            text = content
+        try:
+            asyncio.run_coroutine_threadsafe(execution.send(text), loop).result()
+        except (Conflict, NotFound, RuntimeError):
+            return False  # it has ended, or we have left
+        except CarrelError as refused:
+            console.refusal(refused)
+            console.note("no more of stdin is forwarded")
+            return False
+        return True
+
+    def forward() -> None:
+        rest = b""
+        while piece := os.read(0, READ_BYTES):
+            *lines, rest = (rest + piece).split(b"\n")
+            if not all(send(one + b"\n") for one in lines):
+                return
+        if rest:
+            send(rest)
+
+    threading.Thread(target=forward, name="stdin", daemon=True).start()
