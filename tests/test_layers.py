@@ -70,6 +70,7 @@ ROOMS = {
         ("fastapi", "starlette", "uvicorn", "prometheus_client", "ulid"),
     ),
     "client": Room(("orchestrator.client",), ("nouns", "wire"), ("websockets", "httpx")),
+    "python -m": Room(("orchestrator.__main__",), ("cli",)),
     "cli": Room(("orchestrator.cli",), ("nouns", "client", "settings"), ("typer", "click", "rich")),
     # These start the parts themselves, or look at them.
     "cli that serves": Room(

@@ -10,10 +10,10 @@ Data goes to stdout, everything else to stderr. Exit codes: the process's own; 1
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import collections.abc
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: collections.abc.Sequence[str] | None = None) -> None:
     """The entry point of the script `carrel`. Ends the process with its exit code."""
     # Imported here: `import orchestrator.cli` stays free of the libraries.
     from orchestrator.cli.program import run

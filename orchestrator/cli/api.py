@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -23,7 +24,7 @@ def api(
     effective = settings.load(
         flags.given(set_, data_dir=data_dir, redis_url=redis_url, bind_host=bind_host, port=port), file=config
     )
-    from orchestrator import assembly
+    assembly: Any = import_module("orchestrator.assembly")
 
     raise typer.Exit(assembly.run_api(effective) or 0)
 

@@ -10,9 +10,7 @@ import typer
 from orchestrator.cli import console, fetching, output, reaching
 from orchestrator.errors import NotFound
 
-artifacts = typer.Typer(
-    no_args_is_help=True, rich_markup_mode=None, help="List and get what it left in /workspace/artifacts."
-)
+artifacts = typer.Typer(rich_markup_mode=None, help="List and get what it left in /workspace/artifacts.")
 
 
 @artifacts.command("ls")

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from orchestrator.cli import console, fetching, gathering, output, reaching
-from orchestrator.errors import NotFound
 from orchestrator.cli.usage import UsageError
+from orchestrator.errors import NotFound
 
 if TYPE_CHECKING:
     from orchestrator.client import Client, Execution

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from orchestrator.client.nouns import Record
 from orchestrator.execution import OutcomeKind, Reason
-from orchestrator.wire.record import Record
 
 OURS, TIMEOUT, CTRL_C = 125, 124, 130
 

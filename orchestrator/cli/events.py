@@ -9,9 +9,8 @@ from typing import Annotated
 import typer
 
 from orchestrator.cli import console, reaching
-from orchestrator.events import Event
-from orchestrator.wire import event as wire_event
 from orchestrator.cli.usage import UsageError
+from orchestrator.events import Event
 
 SHOWN_CHARS = 160
 
@@ -50,12 +49,14 @@ def events(
 
 
 def _print(events: tuple[Event, ...], wanted: tuple[str, ...], as_json: bool) -> None:
+    from orchestrator.client.nouns import event_as_json
+
     for event in events:
         if wanted and not any(
             event.type == one or (one.endswith(".") and event.type.startswith(one)) for one in wanted
         ):
             continue
-        sys.stdout.write(wire_event.encode(event).decode() + "\n" if as_json else shown(event) + "\n")
+        sys.stdout.write(event_as_json(event).decode() + "\n" if as_json else shown(event) + "\n")
     sys.stdout.flush()
 
 

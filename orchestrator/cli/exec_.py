@@ -57,7 +57,7 @@ def exec_(
             raise typer.Exit(
                 0 if detach and not result.error else _code(result.exit_code, result.signal, result.timed_out)
             )
-        from orchestrator.client.executing import Exited, Output
+        from orchestrator.client.nouns import Exited, Output
 
         for event in found.exec_stream(command, **options):
             if isinstance(event, Output):

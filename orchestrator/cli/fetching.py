@@ -14,7 +14,7 @@ from orchestrator.errors import BadInput, CarrelError
 
 if TYPE_CHECKING:
     from orchestrator.client import Execution
-    from orchestrator.wire.files import Artifact, FileEntry
+    from orchestrator.client.nouns import Artifact, FileEntry
 
 Wish = tuple[str, Path]
 

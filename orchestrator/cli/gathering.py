@@ -13,8 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.client.nouns import FILE_COUNT, FILES_BYTES
 from orchestrator.errors import BadInput
-from orchestrator.wire import bounds
 
 if TYPE_CHECKING:
     from orchestrator.client import Client
@@ -32,8 +32,8 @@ def gather(wishes: Sequence[str], *, say: Callable[[str], None] | None) -> list[
             if path in found and found[path] != source:
                 raise _bad(f"{found[path]} and {source} would both become /workspace/{path}", "give one another DST")
             found[path] = source
-            if len(found) > bounds.FILE_COUNT:
-                raise _bad(f"{wish}: more than {bounds.FILE_COUNT} files", "pack them: tar -cf x.tar …, --upload x.tar")
+            if len(found) > FILE_COUNT:
+                raise _bad(f"{wish}: more than {FILE_COUNT} files", "pack them: tar -cf x.tar …, --upload x.tar")
     if left_out and say:
         more = f" and {len(left_out) - SHOWN} more" if len(left_out) > SHOWN else ""
         say(f"left out (links out of the directory, sockets, devices): {', '.join(left_out[:SHOWN])}{more}")
@@ -102,7 +102,7 @@ def upload(client: Client, gathered: Sequence[tuple[Path, str]]) -> list[Mapping
         return client.upload(source, path)
 
     total = sum(source.stat().st_size for source, _ in gathered)
-    if total > bounds.FILES_BYTES:
-        raise _bad(f"{total} bytes in all (allowed: {bounds.FILES_BYTES})", "upload less")
+    if total > FILES_BYTES:
+        raise _bad(f"{total} bytes in all (allowed: {FILES_BYTES})", "upload less")
     with ThreadPoolExecutor(AT_ONCE) as pool:
         return list(pool.map(one, gathered))

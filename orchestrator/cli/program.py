@@ -99,7 +99,7 @@ class Shared:
     flags: dict[str, object] = field(default_factory=dict)
 
 
-app = typer.Typer(cls=Verbs, add_completion=False, no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(cls=Verbs, add_completion=False, rich_markup_mode=None)
 
 
 def _version(wanted: bool) -> None:
@@ -112,6 +112,7 @@ def _version(wanted: bool) -> None:
     help="Every agent execution gets its own computer: durable, steerable, attachable by name.",
     epilog="An execution is named by its id, a unique prefix of it, its name, or @last (the last one run from here).",
     context_settings={"help_option_names": ["-h", "--help"]},
+    invoke_without_command=True,
 )
 def shared(
     ctx: typer.Context,
@@ -122,6 +123,8 @@ def shared(
     ] = False,
 ) -> None:
     ctx.obj = Shared(url, profile)
+    if ctx.invoked_subcommand is None:
+        console.line(ctx.get_help())
 
 
 def run(arguments: Sequence[str] | None = None) -> int:

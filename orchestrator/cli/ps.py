@@ -10,7 +10,7 @@ import typer
 from orchestrator.cli import console, endings, reaching, units
 
 if TYPE_CHECKING:
-    from orchestrator.wire.record import Record
+    from orchestrator.client.nouns import Record
 
 LIVING = ("QUEUED", "STARTING", "RUNNING", "PAUSED", "HIBERNATING", "HIBERNATED", "STOPPING")
 STYLES = {"RUNNING": "green", "SUCCEEDED": "green", "PAUSED": "yellow", "QUEUED": "dim", "HIBERNATED": "dim"}

@@ -122,9 +122,7 @@ def _task(
 ) -> str:
     """The task's text, from the one place it was given. Raises UsageError."""
     if len(words) > 1:
-        raise UsageError(
-            f"a task is one argument: quote it, or write `--` before a command: -- {' '.join(words)}"
-        )
+        raise UsageError(f"a task is one argument: quote it, or write `--` before a command: -- {' '.join(words)}")
     given = [what for what, there in (("a TASK", words), ("-f", file), ("-- CMD", command is not None)) if there]
     if len(given) != 1:
         raise UsageError(f"give one of TASK, -f FILE, - or -- CMD, not {' and '.join(given) or 'none of them'}")

@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 
 from orchestrator.cli import console, reaching, units
-from orchestrator.events import SANDBOX_RESIZED
 from orchestrator.cli.usage import UsageError
+from orchestrator.events import SANDBOX_RESIZED
 
 RECEIPT_S = 20.0
 

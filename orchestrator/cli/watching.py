@@ -27,9 +27,8 @@ import typer
 
 from orchestrator.cli import console, endings, fetching, gathering, output, profile, reaching
 from orchestrator.client import AsyncExecution, Batch
+from orchestrator.client.nouns import Record, event_as_json
 from orchestrator.errors import CarrelError, Conflict, NotFound
-from orchestrator.wire import event as wire_event
-from orchestrator.wire.record import Record
 
 BOTH = frozenset({"stdout", "stderr"})
 READ_BYTES = 64 * 1024
@@ -185,7 +184,7 @@ async def _follow(execution: AsyncExecution, as_json: bool, outage: reaching.Out
 
 def _shown(batch: Batch, as_json: bool) -> list[tuple[int, bytes]]:
     if as_json:
-        lines = b"".join(wire_event.encode(event) + b"\n" for event in batch.events)
+        lines = b"".join(event_as_json(event) + b"\n" for event in batch.events)
         return [(1, lines)] if lines else []
     return list(output.pieces(batch.events, BOTH))
 

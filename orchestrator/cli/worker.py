@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -19,7 +20,7 @@ def worker(
 ) -> None:
     """Run a worker only: it takes due executions from the store and runs them here."""
     effective = settings.load(flags.given(set_, data_dir=data_dir, redis_url=redis_url), file=config)
-    from orchestrator import assembly
+    assembly: Any = import_module("orchestrator.assembly")
 
     raise typer.Exit(assembly.run_worker(effective) or 0)
 

@@ -1,0 +1,38 @@
+"""What the client hands out, in one place, for programs that use it (the command line is one). Nothing of its own."""
+
+from orchestrator.client.answers import HistoryPage
+from orchestrator.client.executing import ExecEvent, Exited, Output, Started
+from orchestrator.client.following import Batch
+from orchestrator.events import Cursor, Event
+from orchestrator.wire.bounds import FILE_COUNT, FILES_BYTES
+from orchestrator.wire.command import ExecResult
+from orchestrator.wire.event import encode as event_as_json
+from orchestrator.wire.files import Artifact, FileEntry, FilePage
+from orchestrator.wire.operate import Health, Readiness, Stats
+from orchestrator.wire.record import OutcomeAnswer, Record, RecordPage
+from orchestrator.wire.steering import Receipt
+
+__all__ = [
+    "FILES_BYTES",
+    "FILE_COUNT",
+    "Artifact",
+    "Batch",
+    "Cursor",
+    "Event",
+    "ExecEvent",
+    "ExecResult",
+    "Exited",
+    "FileEntry",
+    "FilePage",
+    "Health",
+    "HistoryPage",
+    "OutcomeAnswer",
+    "Output",
+    "Readiness",
+    "Receipt",
+    "Record",
+    "RecordPage",
+    "Started",
+    "Stats",
+    "event_as_json",
+]
