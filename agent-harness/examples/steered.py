@@ -6,6 +6,7 @@ goes on where it was after a restart (its state lies in STATE_DIR).
     carrel send @last 'faster'
 """
 
+import contextlib
 import json
 import os
 import queue
@@ -31,10 +32,8 @@ def main() -> None:
     say("progress", text=f"starting after step {done}", attempt=os.environ.get("EXECUTION_ATTEMPT"))
     for step in range(done + 1, STEPS + 1):
         say("tool_call", id=str(step), title=f"step {step} of {STEPS}")
-        try:
+        with contextlib.suppress(queue.Empty):
             say("agent_message_chunk", text=f"you said: {inbox.get(timeout=1)}")
-        except queue.Empty:
-            pass
         part = STATE.with_suffix(".part")
         part.write_text(json.dumps(step))
         part.replace(STATE)  # whole or not at all: a crash here costs one step, never the state
