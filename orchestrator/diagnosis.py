@@ -5,6 +5,7 @@ Changes nothing and starts nothing. Knows no command line: `carrel doctor` shows
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import http.client
 import os
@@ -13,21 +14,24 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
 
 import docker
-import redis
 
-from orchestrator.errors import BadInput
+from orchestrator.errors import BadInput, CarrelError
 from orchestrator.execution import GIB
 from orchestrator.settings import Settings, unknown_variables
 from orchestrator.stores import embedded
+from orchestrator.stores.redis import schema
+from orchestrator.stores.redis.connection import Server
+from orchestrator.stores.redis.keys import Keys
 
 ENGINE_ANSWER_LIMIT_S: Final = 5
+STORE_ANSWER_LIMIT_S: Final = 2.0
 LEAST_FREE_BYTES: Final = 2 * GIB
 CLOCK_LIMIT_S: Final = 5.0
 # A sandbox's socket below the data directory: slots/sbx_<26>/ctl/init.sock (the longest path a unix socket gets there).
@@ -204,7 +208,7 @@ def data_directory(settings: Settings) -> Iterator[Check]:
 
 
 def store(settings: Settings) -> Iterator[Check]:
-    """The store that is configured, or the embedded one, up or not."""
+    """The store that is configured, or the embedded one, up or not. What is fit is said by the store itself."""
     url = settings.redis_url
     if not url:
         running = embedded.running(settings.data_dir)
@@ -212,22 +216,53 @@ def store(settings: Settings) -> Iterator[Check]:
             yield embedded_program()
             return
         url = running.url
-    client = redis.Redis.from_url(url, decode_responses=True, socket_timeout=5, socket_connect_timeout=5)
     shown = _without_password(url)
     try:
-        facts = client.info()
-        yield store_version(facts, shown)
-        yield store_promises(_config(client), facts)
-        yield clock(client.time(), time.time())
-    except redis.AuthenticationError as failure:
-        yield Check(
-            "store", Verdict.MISSING, f"{shown}: {_short(failure)}", "put user and password into CARREL_REDIS_URL"
-        )
-    except (redis.RedisError, OSError) as failure:
+        found = asyncio.run(_ask(url, settings.installation))
+    except CarrelError as failure:
         remedy = "start it, correct CARREL_REDIS_URL, or leave that empty for the embedded server"
-        yield Check("store", Verdict.MISSING, f"{shown}: {_short(failure)}", remedy)
+        yield Check("store", Verdict.MISSING, f"{shown}: {failure.message}", remedy)
+        return
+    seen = f"{found.product} at {shown}"
+    if found.wrong["store"]:
+        yield Check("store", Verdict.MISSING, f"{seen}: {found.wrong['store']}", "docs/operate has what it must be")
+        return
+    yield Check("store", Verdict.OK, seen)
+    yield durability(found.wrong["durability"])
+    if found.wrong["schema"]:
+        remedy = "`carrel serve` prepares it at its start; one of a newer release needs that release"
+        yield Check("schema", Verdict.WARN, found.wrong["schema"], remedy)
+    yield clock(found.time_s, time.time())
+
+
+@dataclass(frozen=True)
+class _Store:
+    product: str
+    wrong: Mapping[str, str]  # as `schema.ready` has it
+    time_s: float
+
+
+async def _ask(url: str, installation: str) -> _Store:
+    server = Server(url, patience_s=STORE_ANSWER_LIMIT_S)
+    try:
+        told = (await server.ask("INFO", "server")).decode()
+        facts = dict(line.split(":", 1) for line in told.splitlines() if ":" in line)
+        ours = "Valkey " + facts["valkey_version"] if "valkey_version" in facts else ""
+        seconds, microseconds = map(int, await server.ask("TIME"))
+        wrong = await schema.ready(server, Keys(installation))
+        product = ours or f"Redis {facts.get('redis_version', 'of unknown version')}"
+        return _Store(product, wrong, seconds + microseconds / 1e6)
     finally:
-        client.close()
+        await server.aclose()
+
+
+def durability(wrong: str) -> Check:
+    """Promise P1, an acknowledged submit is on disk, holds only with AOF `always` and no eviction."""
+    if not wrong:
+        return Check("durability", Verdict.OK, "AOF always, noeviction: what is acknowledged is on disk")
+    wanted = ("appendonly yes", "appendfsync always", "maxmemory-policy noeviction")
+    remedy = "; ".join(f"CONFIG SET {setting}" for setting in wanted) + "; CONFIG REWRITE"
+    return Check("durability", Verdict.WARN, f"{wrong} (promise P1 is off)", remedy)
 
 
 def embedded_program() -> Check:
@@ -239,53 +274,12 @@ def embedded_program() -> Check:
     return Check("store", Verdict.OK, f"embedded: {program} {version}, started by `carrel serve`")
 
 
-def store_version(facts: dict[str, Any], shown: str) -> Check:
-    """At least 6.2, one primary: scripts span keys that Cluster would spread."""
-    version = str(facts.get("valkey_version") or facts.get("redis_version", ""))
-    seen = f"{'Valkey' if 'valkey_version' in facts else 'Redis'} {version} at {shown}"
-    if facts.get("cluster_enabled"):
-        return Check("store", Verdict.MISSING, f"{seen}, a Cluster", "use a single primary (replicas are fine)")
-    if _numbers(str(facts.get("redis_version", ""))) < (6, 2):
-        return Check("store", Verdict.MISSING, seen, "6.2 or newer")
-    if facts.get("role") != "master":
-        return Check(
-            "store", Verdict.MISSING, f"{seen}, a {facts.get('role')}", "point CARREL_REDIS_URL at the primary"
-        )
-    return Check("store", Verdict.OK, seen)
-
-
-def store_promises(config: dict[str, str] | None, facts: dict[str, Any]) -> Check:
-    """Promise P1, an acknowledged submit is on disk, holds only with AOF `always` and no eviction."""
-    if facts.get("aof_last_write_status", "ok") != "ok":
-        seen = "the store's last write to disk failed: it refuses writes"
-        return Check("durability", Verdict.MISSING, seen, "make room on its disk; it heals by itself")
-    if config is None:
-        remedy = "ask whoever runs it: appendonly yes, appendfsync always, maxmemory-policy noeviction"
-        return Check("durability", Verdict.WARN, "the store does not show its configuration", remedy)
-    wanted = {"appendonly": "yes", "appendfsync": "always", "maxmemory-policy": "noeviction"}
-    wrong = {name: value for name, value in wanted.items() if config.get(name) != value}
-    if not wrong:
-        return Check("durability", Verdict.OK, "AOF always, noeviction: what is acknowledged is on disk")
-    seen = ", ".join(f"{name} {config.get(name)}" for name in wrong) + ": acknowledged work can be lost (P1 is off)"
-    remedy = "; ".join(f"CONFIG SET {name} {value}" for name, value in wrong.items()) + "; and CONFIG REWRITE"
-    return Check("durability", Verdict.WARN, seen, remedy)
-
-
-def clock(theirs: tuple[int, int], ours_s: float) -> Check:
-    apart_s = abs(theirs[0] + theirs[1] / 1e6 - ours_s)
+def clock(theirs_s: float, ours_s: float) -> Check:
+    apart_s = abs(theirs_s - ours_s)
     if apart_s <= CLOCK_LIMIT_S:
         return Check("clock", Verdict.OK, f"within {apart_s:.1f} s of the store's")
     remedy = "run an NTP client on both (nothing expires early by it, but times shown are wrong)"
     return Check("clock", Verdict.WARN, f"{apart_s:.0f} s away from the store's", remedy)
-
-
-def _config(client: redis.Redis) -> dict[str, str] | None:
-    wanted = ("appendonly", "appendfsync", "maxmemory-policy")
-    try:
-        # One by one: before 7.0 CONFIG GET takes a single pattern.
-        return {str(name): str(value) for one in wanted for name, value in client.config_get(one).items()}
-    except redis.ResponseError:  # managed servers have no CONFIG
-        return None
 
 
 # ---- the port --------------------------------------------------------------------------------------------------------

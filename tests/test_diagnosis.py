@@ -95,7 +95,8 @@ def test_store_embedded_down_and_up(short_dir: Path) -> None:
     assert verdicts(list(diagnosis.store(settings(short_dir)))) == {"store": OK}
     embedded.ensure(short_dir)
     try:
-        assert verdicts(list(diagnosis.store(settings(short_dir)))) == {"store": OK, "durability": OK, "clock": OK}
+        found = verdicts(list(diagnosis.store(settings(short_dir))))
+        assert found == {"store": OK, "durability": OK, "schema": WARN, "clock": OK}  # never prepared
     finally:
         embedded.shutdown(short_dir)
 
@@ -110,8 +111,10 @@ def test_a_store_that_may_lose_is_said_with_the_command(
     found = list(diagnosis.store(settings(short_dir, redis_url=embedded.redis_url(short_dir))))
     assert verdicts(found)["durability"] is WARN
     remedy = next(check.remedy for check in found if check.name == "durability")
-    name, wanted = remedy.partition(";")[0].removeprefix("CONFIG SET ").split()
-    own_store.config_set(name, wanted)
+    for command in remedy.split("; "):
+        verb, *words = command.removeprefix("CONFIG ").split()
+        if verb == "SET":  # REWRITE needs a configuration file, which this server has not
+            own_store.config_set(*words)
     assert verdicts(list(diagnosis.store(settings(short_dir))))["durability"] is OK
     # A server that writes its first file does not end on SIGTERM until that is done.
     deadline = time.monotonic() + 30
@@ -138,23 +141,9 @@ def test_no_store_there(short_dir: Path) -> None:
     assert verdicts(list(found)) == {"store": MISSING}
 
 
-@pytest.mark.parametrize(
-    ("facts", "verdict"),
-    [
-        ({"redis_version": "7.2.4", "valkey_version": "9.1.2", "role": "master"}, OK),
-        ({"redis_version": "6.2.0", "role": "master"}, OK),
-        ({"redis_version": "6.0.16", "role": "master"}, MISSING),
-        ({"redis_version": "7.0.15", "role": "slave"}, MISSING),
-        ({"redis_version": "7.0.15", "role": "master", "cluster_enabled": 1}, MISSING),
-    ],
-)
-def test_store_version(facts: dict[str, object], verdict: Verdict) -> None:
-    assert diagnosis.store_version(facts, "here").verdict is verdict
-
-
 def test_clock() -> None:
-    assert diagnosis.clock((1000, 500_000), 1001.0).verdict is OK
-    assert diagnosis.clock((1000, 0), 4600.0).verdict is WARN
+    assert diagnosis.clock(1000.5, 1001.0).verdict is OK
+    assert diagnosis.clock(1000.0, 4600.0).verdict is WARN
 
 
 def test_port(short_dir: Path) -> None:

@@ -38,7 +38,7 @@ ROOMS = {
     "nouns": Room(("orchestrator",)),
     "link": Room(("orchestrator.link",), ("nouns", "frames")),
     "settings": Room(("orchestrator.settings",), ("nouns",)),
-    "diagnosis": Room(("orchestrator.diagnosis",), ("nouns", "settings", "stores"), ("docker", "redis")),
+    "diagnosis": Room(("orchestrator.diagnosis",), ("nouns", "settings", "stores"), ("docker",)),
     "assembly": Room(
         ("orchestrator.assembly",),
         (
