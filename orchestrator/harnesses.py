@@ -17,7 +17,8 @@ from orchestrator.execution import OutputMode, Spec, StdinMode
 @dataclass(frozen=True, slots=True)
 class Harness:
     """`argv` None = the spec's command. `resumes`: started again in its old workspace it goes on instead of beginning
-    anew. `interrupt`: the signal an interrupt sends to its process group."""
+    anew. `interrupt`: the signal an interrupt sends to its process group. `reads_task`: the task comes first on its
+    stdin (it is in TASK and TASK_FILE in any case)."""
 
     name: str
     argv: tuple[str, ...] | None
@@ -26,13 +27,14 @@ class Harness:
     env: Mapping[str, str] = field(default_factory=dict)
     resumes: bool = False
     interrupt: int = 2
+    reads_task: bool = True
 
 
 #: `bash`: the task is a script. `command`: any argv.
 CATALOGUE: Final[dict[str, Harness]] = {
     harness.name: harness
     for harness in (
-        Harness("bash", ("/bin/bash", "/run/task")),
+        Harness("bash", ("/bin/bash", "/run/task"), reads_task=False),
         Harness("command", None),
     )
 }

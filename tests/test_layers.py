@@ -56,7 +56,7 @@ ROOMS = {
         ),
         ("docker", "redis", "uvicorn", "uvloop"),
     ),
-    "engine": Room(("orchestrator.engine",), ("nouns", "link")),
+    "engine": Room(("orchestrator.engine",), ("nouns", "link"), ("ulid",)),
     "drivers": Room(("orchestrator.drivers",), ("nouns",), ("docker", "requests", "urllib3")),
     "reaches": Room(("orchestrator.reaches",), ("nouns",)),
     "stores": Room(("orchestrator.stores",), ("nouns", "wire"), ("redis",)),

@@ -1,0 +1,17 @@
+"""The actors that move executions, on the ports only: no Docker, no Redis, no HTTP in this room.
+
+worker          one process's part: dispatcher, sweeper, heartbeat, drain
+dispatcher      claims while there is room, one task group per claim
+lease_keeper    renews one lease; its end ends the work
+attempt         one execution from claim to end: the actor
+  steps         what to do next, as a pure function of what is known
+  arrival       the way to a greeted init: slot, sandbox, line, start
+  relay         frames into the history, exactly once
+  reading       what frames tell, pure (jsonl: parse)
+  steering      inbox to the harness's stdin
+  ending        outcome (pure) and artifacts
+  scribe        the one pen: every append of one epoch
+  recall        what only the history remembers
+sweeper         sets right what a crash left; sweep_plan decides, pure
+environment     what the harness is given, pure
+"""

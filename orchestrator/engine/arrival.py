@@ -1,0 +1,232 @@
+"""The way to a greeted init: slot, sandbox, line, gate, start. Every part may be there already; asking again is safe.
+
+Three answers only: a line, SandboxGone (a positive loss), or an error that says why this sandbox cannot be started.
+*Unknown* is none of them: it waits and asks again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass, replace
+from typing import Final
+
+from orchestrator.engine.crash_point import crash_point
+from orchestrator.engine.environment import start_of
+from orchestrator.engine.parts import Parts
+from orchestrator.errors import (
+    BadInput,
+    CarrelError,
+    DiskFull,
+    EngineUnavailable,
+    Fenced,
+    ImageMissing,
+    Infeasible,
+    LinkLost,
+    LinkRefused,
+)
+from orchestrator.execution import Execution
+from orchestrator.history import Lease
+from orchestrator.link import DeadSpool, OwnerLink
+from orchestrator.retry import Cause
+from orchestrator.sandbox import Absent, Ended, Running, SandboxSpec, Status, Unknown
+from orchestrator.workspace import Seed
+
+logger = logging.getLogger(__name__)
+
+_FIRST_WAIT_S: Final = 0.02
+_LAST_WAIT_S: Final = 1.0
+
+
+class SandboxGone(Exception):
+    """This sandbox will never be reached again."""
+
+    def __init__(self, cause: Cause, detail: str) -> None:
+        super().__init__(detail)
+        self.cause = cause
+        self.detail = detail
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """What a new attempt takes over: an earlier sandbox's files, and how much of the inbox."""
+
+    inherit: str | None = None
+    inbox_base: int = 0
+    resumed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """A line. `frozen`: as the box was found. `started`: the harness was started, or asked to be just now."""
+
+    link: OwnerLink
+    frozen: bool
+    started: bool
+
+
+class Arrival:
+    """For one attempt of one execution, which `sandbox_id` of its record names."""
+
+    def __init__(self, parts: Parts, lease: Lease, execution: Execution, changed: asyncio.Event) -> None:
+        assert execution.sandbox_id is not None
+        self._parts = parts
+        self._lease = lease
+        self._execution = execution
+        self._changed = changed
+        self.sandbox_id = execution.sandbox_id
+        self.spool = DeadSpool(parts.workspaces.slot(execution.sandbox_id).spool)
+
+    async def begin(self, placement: Placement, after: int) -> Arrived:
+        """To an init whose harness was started, by this call or before. Raises SandboxGone; Fenced; and what
+        `WorkspaceStore.prepare` and `SandboxDriver.ensure` say no with."""
+        wait_s = _FIRST_WAIT_S
+        while True:
+            if await asyncio.to_thread(self.spool.started):
+                return await self.reach(after)
+            status = await self._known_status()
+            if isinstance(status, Ended):
+                raise SandboxGone(Cause.START_FAILED, f"it ended before the harness began: {_words(status)}")
+            await self._make(placement)
+            crash_point("after_ensure")
+            arrived = await self._try_to_connect(after, None)
+            if arrived is None:
+                await asyncio.sleep(wait_s)
+                wait_s = min(wait_s * 2, _LAST_WAIT_S)
+                continue
+            link = arrived.link
+            if not link.hello.started:
+                fields, task = start_of(
+                    self._execution,
+                    resumed=placement.resumed,
+                    inbox_base=placement.inbox_base,
+                    task_file=self._parts.settings.task_file,
+                    spool_limit_bytes=self._parts.settings.spool_limit_bytes,
+                )
+                try:
+                    await link.start(fields, task)
+                except LinkLost:
+                    await link.close()
+                    continue
+                crash_point("after_start")
+            return replace(arrived, started=True)
+
+    async def reach(self, after: int, *, unstarted_too: bool = False) -> Arrived:
+        """To an init that was reached before, by whomever. `unstarted_too`: one whose harness never began is welcome.
+        Raises SandboxGone, Fenced."""
+        wait_s = _FIRST_WAIT_S
+        deaf_since: float | None = None
+        while True:
+            status = await self._known_status()
+            if isinstance(status, Absent):
+                raise SandboxGone(Cause.SANDBOX_LOST, "the sandbox is not there any more")
+            if isinstance(status, Ended):
+                raise SandboxGone(Cause.INIT_LOST, f"the sandbox ended: {_words(status)}")
+            arrived = await self._try_to_connect(after, status)
+            if arrived is not None:
+                hello = arrived.link.hello
+                if hello.started or unstarted_too:
+                    return arrived
+                await arrived.link.close()
+                raise SandboxGone(Cause.INIT_LOST, "the sandbox was made anew by somebody else: its spool is empty")
+            now = self._parts.clock.monotonic()
+            if status.paused or deaf_since is None:
+                deaf_since = now
+            elif now - deaf_since > self._parts.settings.init_lost_after_s:
+                raise SandboxGone(
+                    Cause.INIT_LOST, f"the sandbox runs but its init was deaf for {now - deaf_since:.0f} s"
+                )
+            await asyncio.sleep(wait_s)
+            wait_s = min(wait_s * 2, _LAST_WAIT_S)
+
+    async def _known_status(self) -> Running | Ended | Absent:
+        wait_s = _FIRST_WAIT_S
+        while True:
+            status = await self._parts.driver.observe(self.sandbox_id)
+            if not isinstance(status, Unknown):
+                return status
+            logger.warning("the engine does not say; waiting", extra={"why": status.error, "again_in_s": wait_s})
+            await asyncio.sleep(wait_s)
+            wait_s = min(wait_s * 2, _LAST_WAIT_S)
+
+    async def _make(self, placement: Placement) -> None:
+        """Slot and sandbox. While the engine does not answer: again and again."""
+        parts, spec, settings = self._parts, self._execution.spec, self._parts.settings
+        seeds = [Seed(file.path, parts.blobs.path(file.sha256), file.mode) for file in spec.files]
+        for file in spec.files:
+            if await parts.blobs.has(file.sha256) is None:
+                raise BadInput(f"the content of {file.path} is not here any more", field="files", remedy="upload again")
+        wait_s = _FIRST_WAIT_S
+        while True:
+            try:
+                if placement.inherit is not None:
+                    # Its attempt is over, as the record says; it must not write into files that are another's now.
+                    await parts.driver.remove(placement.inherit)
+                slot = await parts.workspaces.prepare(
+                    self.sandbox_id,
+                    inherit=placement.inherit,
+                    seeds=seeds,
+                    disk_bytes=self._execution.resources.disk_bytes,
+                )
+                crash_point("after_prepare")
+                box = SandboxSpec(spec.image or settings.image, self._execution.resources, slot.path, settings.runtime)
+                await parts.driver.ensure(box, self.sandbox_id)
+                return
+            except EngineUnavailable as away:
+                logger.warning("the engine does not answer; waiting", extra={"why": str(away), "again_in_s": wait_s})
+            await asyncio.sleep(wait_s)
+            wait_s = min(wait_s * 2, _LAST_WAIT_S)
+
+    async def _try_to_connect(self, after: int, status: Running | None) -> Arrived | None:
+        """A greeted line with the gate open; None when nobody answers just now."""
+        driver = self._parts.driver
+        try:
+            duplex = await driver.connect(self.sandbox_id)
+            link = await OwnerLink.open(duplex, epoch=self._lease.epoch, after=after, changed=self._changed)
+        except LinkLost as lost:
+            logger.info("init does not answer", extra={"why": str(lost)})
+            return None
+        except EngineUnavailable as away:
+            logger.warning("the engine does not answer", extra={"why": str(away)})
+            return None
+        except LinkRefused as refused:
+            if refused.data.get("why") in ("stale_epoch", "superseded"):
+                raise Fenced(f"init has a later owner: {refused}", epoch=0) from None
+            logger.warning("init refuses us", extra={"why": str(refused)})
+            return None
+        try:
+            crash_point("after_connect")
+            if link.hello.state == "lost":
+                raise SandboxGone(Cause.INIT_LOST, "the sandbox was restarted from outside; its harness is gone")
+            if not link.hello.gate_open:
+                enclosed = await driver.enclose(self.sandbox_id, link.hello.spawner_pid)
+                await link.open_gate(cgroup=enclosed)
+                crash_point("after_gate")
+        except (LinkLost, EngineUnavailable) as failure:
+            logger.info("init was lost again", extra={"why": str(failure)})
+            await link.close()
+            return None
+        except BaseException:
+            await link.close()
+            raise
+        return Arrived(link, status is not None and status.paused, link.hello.started)
+
+
+def cause_of(error: CarrelError) -> Cause:
+    """Why a sandbox could not be started, for `retry.decide`."""
+    if isinstance(error, ImageMissing):
+        return Cause.IMAGE_MISSING
+    if isinstance(error, Infeasible):
+        return Cause.INFEASIBLE
+    if isinstance(error, BadInput):
+        return Cause.BAD_START
+    if isinstance(error, DiskFull):
+        return Cause.DISK_FULL
+    return Cause.START_FAILED
+
+
+def _words(status: Status) -> str:
+    if not isinstance(status, Ended):
+        return ""
+    oom = ", out of memory" if status.oom else ""
+    return f"exit {status.exit_code}{oom}" + (f" ({status.detail})" if status.detail else "")

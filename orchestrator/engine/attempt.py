@@ -1,0 +1,469 @@
+"""One execution from claim to end, sleep or hand-over: the actor.
+
+It turns in one loop, one thing at a time: frames into the history, then what the record wishes, then the next step of
+`steps.next_step`, then messages to the harness, then it waits. What takes long (making a sandbox, reaching its init)
+runs beside the loop and is dropped when a step makes it pointless. All it remembers can be had again from the record,
+the history and init: it may be ended between any two lines.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+from collections import deque
+from collections.abc import Coroutine
+from dataclasses import replace
+from itertools import islice
+from typing import Final
+
+from orchestrator import events
+from orchestrator.engine import ending
+from orchestrator.engine.arrival import Arrival, Arrived, Placement, SandboxGone
+from orchestrator.engine.closing import Closing
+from orchestrator.engine.crash_point import crash_point
+from orchestrator.engine.environment import stdin_of
+from orchestrator.engine.parts import Parts
+from orchestrator.engine.placing import place, placement_of
+from orchestrator.engine.reading import INTERRUPT_PREFIX
+from orchestrator.engine.relay import Relay
+from orchestrator.engine.scribe import Scribe
+from orchestrator.engine.steering import Steering
+from orchestrator.engine.steps import (
+    Cut,
+    Finish,
+    Interrupt,
+    Kill,
+    Pause,
+    Resize,
+    Resume,
+    Settle,
+    Step,
+    StopForCancel,
+    StopForDeadline,
+    Terminate,
+    Thaw,
+    View,
+    next_step,
+)
+from orchestrator.errors import (
+    BadInput,
+    CarrelError,
+    Fenced,
+    LinkError,
+    LinkLost,
+    LinkRefused,
+    Resend,
+    StoreUnavailable,
+    Unavailable,
+)
+from orchestrator.events import Entry
+from orchestrator.execution import Execution, Outcome, OutcomeKind, ResourcesWant
+from orchestrator.harnesses import harness_of
+from orchestrator.history import Change, Lease
+from orchestrator.lifecycle import WITH_SANDBOX, ExecutionState, Trigger
+from orchestrator.link import OwnerLink, Refusal
+from orchestrator.sandbox import Fit, Running
+
+logger = logging.getLogger(__name__)
+
+KILL_LIMIT_S: Final = 10.0  # after SIGKILL to all: so long for the exit frame, then the sandbox is removed as it is
+_AGAIN_S: Final = 0.5  # after a part did not answer
+_SHORTLY_S: Final = 0.05
+STOP_SIGNAL: Final = "stop"
+_DEAD_FRAMES: Final = 4096
+
+_S = ExecutionState
+
+
+class Attempt:
+    """Runs one claimed execution. `poke` and `drain` may be called at any time; `run` ends by itself."""
+
+    def __init__(self, parts: Parts, lease: Lease, execution: Execution, deadline_in_s: float | None) -> None:
+        self._parts = parts
+        self._lease = lease
+        self._execution = execution
+        self._wants = execution.wants
+        self.scribe = Scribe(parts.history, lease, execution)
+        self._changed = asyncio.Event()
+        self._poked = True
+        self._draining = False
+        now = parts.clock.monotonic()
+        self._deadline_at = None if deadline_in_s is None else now + deadline_in_s
+        self._look_at = now + parts.settings.look_s
+        self._rest_until = now
+        self._link: OwnerLink | None = None
+        self._arriving: asyncio.Task[Arrived] | None = None
+        self._placement: Placement | None = None
+        self._frozen = False
+        self._started = False
+        self._resources = execution.resources
+        self._cause: Outcome | None = None
+        self._asked_at: float | None = None
+        self._killed_at: float | None = None
+        self._interrupts: set[str] = set()
+
+    def poke(self) -> None:
+        """The record may have changed: read it."""
+        self._poked = True
+        self._changed.set()
+
+    def drain(self) -> None:
+        """Stop at the next turn, everything left as it is for another owner."""
+        self._draining = True
+        self._changed.set()
+
+    async def run(self) -> None:
+        """Until it has ended, sleeps, waits for another attempt, or `drain`. Raises Fenced when the execution is
+        another's."""
+        if self.scribe.state is _S.QUEUED:
+            if self._draining:
+                return
+            self._execution, self._placement = await place(self._parts, self.scribe, self._execution)
+        if self.scribe.state not in WITH_SANDBOX:
+            return
+        execution = self._execution
+        self._relay = Relay(self._parts.history, self.scribe, execution)
+        self._steering = Steering(
+            self._parts.history, self.scribe, self._relay.reading, stdin_of(execution), execution.id
+        )
+        self._arrival = Arrival(self._parts, self._lease, execution, self._changed)
+        self._closing = Closing(self._parts, self.scribe, execution, self._steering)
+        if self.scribe.state in (_S.STOPPING, _S.HIBERNATING):
+            self._relay.exit = await self._closing.recall_exit()
+        try:
+            while self.scribe.state in WITH_SANDBOX and not self._draining:
+                await self._turn()
+        finally:
+            await self._leave()
+        if self.scribe.state not in WITH_SANDBOX:
+            await self._closing.clean_up()
+
+    # -- one turn --------------------------------------------------------------------------------------------------
+
+    async def _turn(self) -> None:
+        self._changed.clear()
+        try:
+            heard = await self._hear()
+            await self._look()
+            step = next_step(self._view()) if self._parts.clock.monotonic() >= self._rest_until else None
+            if step is not None:
+                await self._do(step)
+                return
+            if await self._arrive():
+                return
+            await self._steer()
+            if heard:
+                return
+        except Resend as resend:
+            # Our idea of the history was ahead of it: begin again from what it has.
+            logger.warning("the history lacks frames; sending again", extra={"src": resend.src})
+            await self._drop_link()
+            self.scribe.src = self._relay.reading.src = resend.src - 1
+            return
+        except LinkError as lost:
+            logger.info("the line to init is gone", extra={"why": str(lost)})
+            await self._drop_link()
+            return
+        except Unavailable as away:
+            logger.warning("a part does not answer", extra={"why": str(away)})
+            self._rest_until = self._parts.clock.monotonic() + _AGAIN_S
+        await self._wait()
+
+    async def _hear(self) -> bool:
+        """A batch of frames, and refusals, from init. True when there was something."""
+        link = self._link
+        if link is None:
+            return False
+        batch = await self._relay.pump(link)
+        if batch is not None:
+            if batch.delivered is not None:
+                self._steering.received(batch.delivered)
+            if batch.stdin_closed_from is not None:
+                self._steering.closed = True
+        while link.refusals:
+            await self._refused(link.refusals.popleft())
+        if batch is None and link.lost is not None:
+            if isinstance(link.lost, LinkRefused) and link.lost.data.get("why") in ("stale_epoch", "superseded"):
+                raise Fenced(f"init has a later owner: {link.lost}", epoch=0)
+            raise link.lost
+        return batch is not None
+
+    async def _refused(self, refusal: Refusal) -> None:
+        verb = refusal.fields.get("verb")
+        logger.warning("init refused", extra={"verb": verb, "code": refusal.code, "why": refusal.why})
+        if verb == "message":
+            self._steering.refused(refusal)
+        elif verb == "signal" and refusal.code == "not_running":  # it is just being started: again in a moment
+            signal_id = str(refusal.fields.get("id", ""))
+            self._interrupts.discard(signal_id.removeprefix(INTERRUPT_PREFIX))
+            if signal_id == STOP_SIGNAL:
+                self._asked_at = None
+            self._rest_until = self._parts.clock.monotonic() + _SHORTLY_S
+        elif verb == "start":
+            self._started = False
+            if self.scribe.state is _S.STARTING:
+                error = CarrelError(f"the harness could not be started: {refusal.why}")
+                if refusal.code == "bad_field":
+                    error = BadInput(error.message, field=str(refusal.fields.get("field", "command")))
+                await self._closing.not_started(error, failures=self._relay.failures, delivered=self._delivered)
+
+    async def _look(self) -> None:
+        """Read the record where somebody rang, and everything once in a while, in case a bell was lost."""
+        now = self._parts.clock.monotonic()
+        periodic = now >= self._look_at
+        if not self._poked and not periodic:
+            return
+        if now < self._rest_until:
+            return
+        self._poked = False
+        try:
+            record = await self._parts.executions.get(self._execution.id)
+        except StoreUnavailable:
+            self._poked = True
+            raise
+        if record.epoch != self._lease.epoch:
+            raise Fenced("another worker claimed it", epoch=record.epoch)
+        self._wants = record.wants
+        self._resources = record.resources
+        self._steering.tail = max(self._steering.tail, record.inbox_tail)
+        if periodic:
+            self._look_at = now + self._parts.settings.look_s
+            if self._link is not None and self.scribe.state is _S.RUNNING:
+                status = await self._parts.driver.observe(self._arrival.sandbox_id)
+                self._frozen = isinstance(status, Running) and status.paused
+
+    def _view(self) -> View:
+        now = self._parts.clock.monotonic()
+        return View(
+            state=self.scribe.state,
+            wants=self._wants,
+            attempt=self.scribe.attempt,
+            reachable=self._link is not None,
+            frozen=self._frozen,
+            exited=self._relay.exit is not None,
+            harness_started=self._started,
+            deadline_passed=self._deadline_at is not None and now >= self._deadline_at,
+            asked_to_stop=self._asked_at is not None,
+            grace_passed=self._asked_at is not None and now >= self._asked_at + self._grace_s,
+            killed=self._killed_at is not None,
+            kill_passed=self._killed_at is not None and now >= self._killed_at + KILL_LIMIT_S,
+            interrupts_sent=frozenset(self._interrupts),
+        )
+
+    @property
+    def _grace_s(self) -> float:
+        declared, cancel = self._execution.spec.limits.grace_s, self._wants.cancel
+        if cancel is None:
+            return declared
+        timed_out = self._cause is not None and self._cause.kind is OutcomeKind.TIMED_OUT
+        return min(declared, cancel.grace_s) if timed_out else cancel.grace_s
+
+    @property
+    def _delivered(self) -> int:
+        return self._relay.reading.delivered
+
+    async def _wait(self) -> None:
+        """Until something happens, or a moment comes that was waited for."""
+        now = self._parts.clock.monotonic()
+        moments = [self._look_at]
+        if self._rest_until > now:
+            moments = [self._rest_until]
+        elif self._killed_at is not None:
+            moments.append(self._killed_at + KILL_LIMIT_S)
+        elif self._asked_at is not None:
+            moments.append(self._asked_at + self._grace_s)
+        elif self._deadline_at is not None and self.scribe.state is not _S.STOPPING:
+            moments.append(self._deadline_at)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(max(min(moments) - now, 0.001)):
+                await self._changed.wait()
+
+    # -- the way to init -------------------------------------------------------------------------------------------
+
+    async def _arrive(self) -> bool:
+        """Have a line to init, or somebody on the way to it. True when something came of it."""
+        if self._link is not None:
+            return False
+        if self._arriving is None:
+            self._arriving = asyncio.create_task(self._reach(), name="arriving")
+            self._arriving.add_done_callback(lambda _: self._changed.set())
+            return False
+        if not self._arriving.done():
+            return False
+        arriving, self._arriving = self._arriving, None
+        try:
+            arrived = arriving.result()
+        except SandboxGone as gone:
+            await self._bury(gone)
+        except (Fenced, Unavailable):
+            raise
+        except CarrelError as error:
+            if self.scribe.state is not _S.STARTING:
+                raise
+            logger.warning("the sandbox could not be started", extra={"code": error.code, "why": error.message})
+            await self._closing.not_started(error, failures=self._relay.failures, delivered=self._delivered)
+        else:
+            self._link, self._frozen, self._started = arrived.link, arrived.frozen, arrived.started
+            self._steering.greeted(arrived.link)
+        return True
+
+    async def _reach(self) -> Arrived:
+        after = self.scribe.src
+        if self.scribe.state is not _S.STARTING:
+            return await self._arrival.reach(after, unstarted_too=self.scribe.state is _S.STOPPING)
+        if self._placement is None:
+            self._placement = await placement_of(self._parts, self._execution, self.scribe.tail)
+        return await self._arrival.begin(self._placement, after)
+
+    async def _bury(self, gone: SandboxGone) -> None:
+        """The sandbox is gone: what its spool holds is told first, then what became of it."""
+        logger.warning("the sandbox is gone", extra={"cause": gone.cause.value, "why": gone.detail})
+        left = self._arrival.spool.frames(self.scribe.src)
+        while frames := await asyncio.to_thread(lambda: deque(islice(left, _DEAD_FRAMES))):
+            while frames:
+                await self._relay.write(frames)
+        if self._relay.exit is not None:
+            return  # it had ended properly; the next step sees that
+        if self.scribe.state is _S.STOPPING:
+            await self._closing.finish(self._cause, None, self._wants, self._delivered)
+            return
+        ran = self._relay.started or self._execution.started_at is not None
+        await self._closing.lost(gone, ran=ran, failures=self._relay.failures, delivered=self._delivered)
+
+    async def _drop_link(self) -> None:
+        link, self._link = self._link, None
+        if link is not None:
+            await link.close()
+
+    async def _drop_arriving(self) -> None:
+        arriving, self._arriving = self._arriving, None
+        if arriving is None:
+            return
+        arriving.cancel()
+        await asyncio.wait([arriving])
+        if not arriving.cancelled() and arriving.exception() is None:
+            await arriving.result().link.close()
+
+    async def _leave(self) -> None:
+        await self._drop_arriving()
+        await self._drop_link()
+
+    # -- steps -----------------------------------------------------------------------------------------------------
+
+    async def _do(self, step: Step) -> None:
+        match step:
+            case StopForCancel():
+                reason = self._wants.cancel.reason if self._wants.cancel is not None else ""
+                await self._stop(Trigger.CANCEL, ending.cancelled(reason))
+            case StopForDeadline():
+                await self._stop(Trigger.DEADLINE, ending.timed_out(self._execution.spec.limits.deadline_s))
+            case Terminate():
+                await self._line.signal(STOP_SIGNAL, signal.SIGTERM, to="all")
+                self._asked_at = self._parts.clock.monotonic()
+                crash_point("after_terminate")
+            case Kill():
+                await self._line.kill()
+                self._killed_at = self._parts.clock.monotonic()
+                crash_point("after_kill")
+            case Finish():
+                await self._finish()
+            case Cut():
+                await self._closing.cut(self._delivered, self._relay.exit)
+            case Pause(want) | Resume(want):
+                await self._try(want, self._pause(want) if isinstance(step, Pause) else self._resume(want))
+            case Thaw():
+                await self._parts.driver.unpause(self._arrival.sandbox_id)
+                self._frozen = False
+            case Settle(want, why):
+                await self._settle(want, why)
+            case Resize(wish):
+                await self._try(wish.id, self._resize(wish))
+            case Interrupt(interrupt):
+                crash_point("before_interrupt")
+                signum = harness_of(self._execution.spec).interrupt
+                await self._line.signal(INTERRUPT_PREFIX + interrupt.id, signum, to="group")
+                self._interrupts.add(interrupt.id)
+
+    @property
+    def _line(self) -> OwnerLink:
+        assert self._link is not None  # such a step is only taken where init is reachable
+        return self._link
+
+    async def _stop(self, trigger: Trigger, cause: Outcome) -> None:
+        await self._drop_arriving()  # if it was still being made, there is another way to reach it now
+        await self.scribe.move(trigger)
+        self._cause = cause
+        crash_point("after_stopping")
+
+    async def _finish(self) -> None:
+        """End what the harness left running, then write the end."""
+        if self._link is not None:
+            with contextlib.suppress(LinkError, TimeoutError):
+                async with asyncio.timeout(KILL_LIMIT_S):
+                    await self._link.kill()
+                    await self._link.stat()  # answered after the kill was done: nothing writes into the files now
+        await self._closing.finish(self._cause, self._relay.exit, self._wants, self._delivered)
+
+    async def _pause(self, want: str) -> None:
+        await self._parts.driver.pause(self._arrival.sandbox_id)
+        self._frozen = True
+        try:
+            async with asyncio.timeout(KILL_LIMIT_S):
+                await self._line.quiesce()
+        except TimeoutError:
+            raise LinkLost("init did not say that its pipes are drained") from None
+        await self.scribe.move(Trigger.PAUSE, Change(done_wants=(want,)))
+
+    async def _resume(self, want: str) -> None:
+        await self._parts.driver.unpause(self._arrival.sandbox_id)
+        self._frozen = False
+        await self.scribe.move(Trigger.RESUME, Change(done_wants=(want,)))
+
+    async def _resize(self, wish: ResourcesWant) -> None:
+        asked = {name: getattr(wish, name) for name in ("cpus", "memory_bytes", "pids")}
+        given = {name: value for name, value in asked.items() if value is not None}
+        wanted = replace(self._resources, **given)
+        resized = await self._parts.driver.resize(self._arrival.sandbox_id, wanted)
+        measured = resized.measured
+        data = {
+            "id": wish.id,
+            "result": resized.fit.value,
+            **given,
+            "measured": None if measured is None else {name: getattr(measured, name) for name in asked},
+            "detail": resized.detail,
+        }
+        applied = resized.fit is Fit.APPLIED
+        change = Change(done_wants=(wish.id,), resources=wanted if applied else None)
+        await self.scribe.write([Entry(events.SANDBOX_RESIZED, data)], change)
+        self._resources = wanted if applied else self._resources
+        self._wants = replace(self._wants, resources=None)
+
+    async def _try(self, want: str, doing: Coroutine[None, None, None]) -> None:
+        """A wish the driver may refuse for good: then its receipt says so."""
+        try:
+            await doing
+        except (Fenced, Unavailable, LinkError, Resend):
+            raise
+        except CarrelError as refused:
+            await self._settle(want, refused.message)
+        self._poked = True  # what is wanted next is in the record
+
+    async def _settle(self, want: str, why: str) -> None:
+        told = [Entry(events.WANTED, {"id": want, "refused": why})] if why else []
+        await self.scribe.write(told, Change(done_wants=(want,)))
+        self._poked = True
+
+    async def _steer(self) -> None:
+        steering = self._steering
+        if self._execution.spec.stdin == "none" or stdin_of(self._execution) == "none":
+            if steering.tail > self._delivered:
+                entries, settled = await steering.expire("the harness has no stdin", self._delivered)
+                await self.scribe.write(entries, Change(delivered=settled))
+                self._relay.reading.delivered = settled
+            return
+        if self._link is None or self.scribe.state not in (_S.RUNNING, _S.PAUSED):
+            return
+        while steering.wants_to_send:
+            await steering.send(self._link)

@@ -1,0 +1,162 @@
+"""The ways an attempt is over: finished, asleep, lost, never started. First the record, then the removal.
+
+Knows what is written at each end and in which order. Does not know what led there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from datetime import timedelta
+
+from orchestrator import events
+from orchestrator.clock import to_ms
+from orchestrator.engine import ending, recall
+from orchestrator.engine.arrival import SandboxGone, cause_of
+from orchestrator.engine.crash_point import crash_point
+from orchestrator.engine.parts import Parts
+from orchestrator.engine.reading import Exit
+from orchestrator.engine.scribe import Scribe
+from orchestrator.engine.steering import Steering
+from orchestrator.errors import CarrelError, NotFound
+from orchestrator.events import Entry, Event
+from orchestrator.execution import Execution, Outcome, OutcomeKind, Reason, Wants
+from orchestrator.harnesses import harness_of
+from orchestrator.history import Change
+from orchestrator.lifecycle import ExecutionState, Trigger
+from orchestrator.retry import Again, Cause, decide
+
+logger = logging.getLogger(__name__)
+
+
+class Closing:
+    """Of one attempt."""
+
+    def __init__(self, parts: Parts, scribe: Scribe, execution: Execution, steering: Steering) -> None:
+        assert execution.sandbox_id is not None
+        self._parts = parts
+        self._scribe = scribe
+        self._execution = execution
+        self._steering = steering
+        self._sandbox_id = execution.sandbox_id
+
+    async def finish(self, cause: Outcome | None, end: Exit | None, wants: Wants, delivered: int) -> None:
+        """STOPPING → FINISHED, with receipts, artifacts and the outcome. `cause`: why it was stopped, None when
+        that was another's doing and only the history knows."""
+        if cause is None:
+            cause = await self._why_it_stops(wants)
+        if end is None:
+            end = await self.recall_exit()
+        if cause is None:  # it stopped by itself
+            cause = ending.exited(end) if end is not None else _unexplained()
+        outcome = ending.outcome_of(cause, end)
+        await self._write_end(Trigger.STOPPED, outcome, [], delivered)
+
+    async def cut(self, delivered: int, end: Exit | None) -> None:
+        """HIBERNATING → HIBERNATED: nothing runs, the files stay. A message that came meanwhile wakes it at once."""
+        if end is None:
+            end = await self.recall_exit()
+        seen = delivered if end is None or end.inbox is None else end.inbox
+        crash_point("before_cut_append")
+        await self._scribe.move(Trigger.CUT, Change(unowned=True, seen=seen))
+        crash_point("after_cut_append")
+
+    async def lost(self, gone: SandboxGone, *, ran: bool, failures: int, delivered: int) -> None:
+        """The sandbox is gone and all it left is in the history: another attempt, or the end."""
+        lost = Entry(events.SANDBOX_LOST, {"reason": gone.cause.value, "detail": gone.detail})
+        crash_point("before_lost_append")
+        intact = await self._parts.workspaces.holds(self._sandbox_id)
+        decision = decide(
+            gone.cause,
+            failures=failures,
+            policy=self._execution.spec.retry,
+            ran=ran,
+            resumes=harness_of(self._execution.spec).resumes,
+            files_intact=intact,
+            detail=gone.detail,
+        )
+        starting = gone.cause is Cause.START_FAILED
+        if isinstance(decision, Again):
+            trigger = Trigger.START_FAILED if starting else Trigger.SANDBOX_LOST
+            await self._again(trigger, lost, decision.after_s, failures)
+        else:
+            trigger = Trigger.START_ABANDONED if starting else Trigger.SANDBOX_ABANDONED
+            await self._write_end(trigger, decision.outcome, [lost], delivered)
+        crash_point("after_lost_append")
+
+    async def not_started(self, error: CarrelError, *, failures: int, delivered: int) -> None:
+        """This attempt's sandbox could not be made, or its harness not be started: again later, or the end."""
+        cause = cause_of(error)
+        decision = decide(
+            cause,
+            failures=failures,
+            policy=self._execution.spec.retry,
+            ran=self._execution.started_at is not None,
+            resumes=harness_of(self._execution.spec).resumes,
+            files_intact=True,
+            detail=error.message,
+        )
+        failed = Entry(events.SANDBOX_LOST, {"reason": cause.value, "detail": error.message})
+        crash_point("before_lost_append")
+        if isinstance(decision, Again):
+            await self._again(Trigger.START_FAILED, failed, decision.after_s, failures)
+        else:
+            await self._write_end(Trigger.START_ABANDONED, decision.outcome, [failed], delivered)
+        crash_point("after_lost_append")
+
+    async def clean_up(self) -> None:
+        """The attempt is over, in the record: sandbox and sockets go, `vol` stays. What fails is the sweeper's."""
+        try:
+            await self._parts.driver.remove(self._sandbox_id)
+            await self._parts.workspaces.strip(self._sandbox_id)
+        except CarrelError as failure:
+            logger.warning("left to the sweeper", extra={"sandbox": self._sandbox_id, "why": str(failure)})
+        crash_point("after_remove")
+
+    async def recall_exit(self) -> Exit | None:
+        """The harness's end as an earlier owner wrote it, in this attempt."""
+
+        def wanted(event: Event) -> bool:
+            return event.type in (events.EXITED, events.SANDBOX_PLACED)
+
+        last = await recall.last_event(self._parts.history, self._execution, self._scribe.tail, wanted)
+        return Exit.of(last.data) if last is not None and last.type == events.EXITED else None
+
+    async def _again(self, trigger: Trigger, told: Entry, after_s: float, failures: int) -> None:
+        at = self._parts.clock.now() + timedelta(seconds=after_s)
+        change = Change(failures=failures + 1, not_before_ms=to_ms(at), unowned=True)
+        await self._scribe.move(trigger, change, entries=[told])
+
+    async def _write_end(self, trigger: Trigger, outcome: Outcome, told: list[Entry], delivered: int) -> None:
+        expired, settled = await self._steering.expire("the execution ended", delivered)
+        listed = await self._artifacts()
+        change = Change(outcome=outcome, unowned=True, delivered=settled if expired else None)
+        crash_point("before_finish_append")
+        await self._scribe.move(trigger, change, entries=[*told, *expired, *listed])
+        crash_point("after_finish_append")
+        said = {"outcome": outcome.kind.value, "reason": outcome.reason.value, "why": outcome.message}
+        logger.info("ended", extra=said)
+
+    async def _artifacts(self) -> list[Entry]:
+        try:
+            files = self._parts.workspaces.files(self._sandbox_id)
+        except NotFound:
+            return []
+        return await asyncio.to_thread(ending.artifacts, files)
+
+    async def _why_it_stops(self, wants: Wants) -> Outcome | None:
+        def wanted(event: Event) -> bool:
+            return event.type == events.STATE and event.data.get("to") == ExecutionState.STOPPING
+
+        event = await recall.last_event(self._parts.history, self._execution, self._scribe.tail, wanted)
+        trigger = event.data.get("trigger") if event is not None else None
+        if trigger == Trigger.CANCEL:
+            return ending.cancelled(wants.cancel.reason if wants.cancel is not None else "")
+        if trigger == Trigger.DEADLINE:
+            return ending.timed_out(self._execution.spec.limits.deadline_s)
+        return None
+
+
+def _unexplained() -> Outcome:
+    # Reached only where a history that began anew does not hold its own past.
+    return Outcome(OutcomeKind.LOST, Reason.INIT_LOST, "how the harness ended is not known any more")

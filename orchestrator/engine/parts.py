@@ -1,0 +1,47 @@
+"""What the actors are given: the ports, and a worker's few numbers. Knows no implementation and reads no setting."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.clock import Clock
+from orchestrator.executions import Executions
+from orchestrator.history import History
+from orchestrator.sandbox import SandboxDriver
+from orchestrator.workspace import Blobs, WorkspaceStore
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSettings:
+    """One worker's numbers. `worker` is unique among all that live; `host` names where its sandboxes are."""
+
+    worker: str
+    host: str
+    image: str  # of sandboxes that name none
+    runtime: str = ""
+    concurrency: int = 64
+    lease_s: float = 15.0
+    claim_interval_s: float = 5.0
+    sweep_interval_s: float = 15.0
+    orphan_grace_s: float = 60.0
+    host_lost_after_s: float = 60.0
+    drain_grace_s: float = 10.0
+    retention_s: float = 0.0  # 0: finished executions are kept
+    init_lost_after_s: float = 60.0  # a sandbox that runs but whose init cannot be reached counts as lost after that
+    look_s: float = 15.0  # how often a quiet execution is looked at, in case a bell or a hint was lost
+    spool_limit_bytes: int = 64 << 20
+    task_file: Path = Path("/run/task")
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The ports an actor acts on."""
+
+    executions: Executions
+    history: History
+    driver: SandboxDriver
+    workspaces: WorkspaceStore
+    blobs: Blobs
+    clock: Clock
+    settings: WorkerSettings

@@ -1,0 +1,61 @@
+"""What a sweep should remove, from what exists and what the records say. Pure.
+
+Removes only what is certain: under our label or in our directory, old enough, and named by no record. A store that
+knows no execution at all proves nothing about what exists here (it may have been emptied): then nothing is removed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from orchestrator.execution import Execution
+from orchestrator.executions import Host
+from orchestrator.lifecycle import WITH_SANDBOX
+from orchestrator.sandbox import Found
+
+
+@dataclass(frozen=True, slots=True)
+class SweepPlan:
+    """`sandboxes`, `slots`: ids to remove. `expired`: finished executions whose time is over. `distrusted`: there
+    would have been something to remove, but the store knows nothing."""
+
+    sandboxes: tuple[str, ...] = ()
+    slots: tuple[str, ...] = ()
+    expired: tuple[Execution, ...] = ()
+    distrusted: bool = False
+
+
+def sweep_plan(
+    found: Sequence[Found],
+    slots: Sequence[tuple[str, datetime]],
+    records: Sequence[Execution],
+    *,
+    now: datetime,
+    orphan_grace_s: float,
+    retention_s: float,
+) -> SweepPlan:
+    """`records`: all there are, read after `found` and `slots`. A sandbox belongs to the record that names it while its
+    attempt is not over; a slot to any record that names it. retention_s 0 = for ever."""
+    old = now - timedelta(seconds=orphan_grace_s)
+    living = {record.sandbox_id for record in records if record.state in WITH_SANDBOX}
+    named = {record.sandbox_id for record in records}
+    boxes = tuple(box.sandbox_id for box in found if box.sandbox_id not in living and box.created_at <= old)
+    folders = tuple(slot for slot, made_at in slots if slot not in named and made_at <= old)
+    if not records:
+        return SweepPlan(distrusted=bool(boxes or folders))
+    over = now - timedelta(seconds=retention_s)
+    expired = (
+        record for record in records if retention_s and record.finished_at is not None and record.finished_at < over
+    )
+    return SweepPlan(boxes, folders, tuple(expired))
+
+
+def silent_hosts(hosts: Sequence[Host], heard: Mapping[str, tuple[datetime, float]], now_s: float) -> dict[str, float]:
+    """For how long each host has been silent, by our own monotonic clock: since its heartbeat last changed under our
+    eyes. `heard` = what was seen before (heartbeat, our clock then); a host seen for the first time is not silent."""
+    return {
+        host.name: now_s - heard[host.name][1] if host.name in heard and heard[host.name][0] == host.seen_at else 0.0
+        for host in hosts
+    }

@@ -1,0 +1,58 @@
+"""One process's part in moving executions: dispatcher, sweeper, heartbeat, and the order in which they stop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+
+from orchestrator.engine.dispatcher import Dispatcher
+from orchestrator.engine.parts import Parts
+from orchestrator.engine.sweeper import Sweeper
+from orchestrator.errors import StoreUnavailable
+
+logger = logging.getLogger(__name__)
+
+
+class Worker:
+    """`run` until `drain` has been called and everything is handed over, or until cancelled."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._dispatcher = Dispatcher(parts)
+        self._sweeper = Sweeper(parts)
+
+    @property
+    def owned(self) -> int:
+        """How many executions are run here now."""
+        return self._dispatcher.owned
+
+    def drain(self) -> None:
+        """SIGTERM: claim nothing more, finish what is being written, hand over the leases. Sandboxes live on."""
+        logger.info("draining", extra={"owned": self.owned})
+        self._dispatcher.drain()
+
+    async def run(self) -> None:
+        """Returns when drained."""
+        logger.info("worker begins", extra={"worker": self._parts.settings.worker, "host": self._parts.settings.host})
+        beside = [
+            asyncio.create_task(self._heartbeat(), name="heartbeat"),
+            asyncio.create_task(self._sweeper.run(), name="sweeper"),
+        ]
+        try:
+            await self._dispatcher.run()
+        finally:
+            for task in beside:
+                task.cancel()
+            await asyncio.gather(*beside, return_exceptions=True)
+        logger.info("worker ends", extra={"worker": self._parts.settings.worker})
+
+    async def _heartbeat(self) -> None:
+        settings = self._parts.settings
+        while True:
+            facts = {"pid": str(os.getpid()), "owned": str(self.owned), "concurrency": str(settings.concurrency)}
+            try:
+                await self._parts.executions.heartbeat(settings.host, settings.worker, facts)
+            except StoreUnavailable as away:
+                logger.warning("no heartbeat: the store does not answer", extra={"why": str(away)})
+            await asyncio.sleep(settings.host_lost_after_s / 6)

@@ -1,0 +1,159 @@
+"""A whole engine for tests, on real parts: a store of its own, real inits in boxes of the scripted driver.
+
+Everything a test makes lies under one short directory and one installation name, and is removed with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from ulid import ULID
+
+from orchestrator import events
+from orchestrator.clock import SystemClock
+from orchestrator.drivers.scripted import Script, ScriptedDriver
+from orchestrator.engine.parts import Parts, WorkerSettings
+from orchestrator.engine.worker import Worker
+from orchestrator.events import Cursor, Event
+from orchestrator.execution import CancelWant, Execution, Spec
+from orchestrator.history import Sent
+from orchestrator.stores.redis import Keys, RedisExecutions, RedisHistory, Server, prepare
+from orchestrator.workspaces.blobs import DirectoryBlobs
+from orchestrator.workspaces.directory import DirectoryStore
+
+INIT = Path(__file__).parents[2] / "sandbox-image" / "sandbox_init"
+
+
+@dataclass
+class Stage:
+    """What tests act on: the ports, and verbs that wait for what they name."""
+
+    parts: Parts
+    script: Script
+    workers: list[tuple[Worker, asyncio.Task[None]]] = field(default_factory=list)
+
+    async def submit(self, task: str = "", **spec: Any) -> Execution:
+        asked = Spec(task=task, **spec)
+        done = await self.parts.executions.submit(asked, execution_id=f"exe_{str(ULID()).lower()}")
+        return done.execution
+
+    def work(self, **other: Any) -> Worker:
+        """One more worker in this process."""
+        name = f"w{len(self.workers) + 1}"
+        settings = replace(self.parts.settings, worker=name, **other)
+        worker = Worker(replace(self.parts, settings=settings))
+        self.workers.append((worker, asyncio.create_task(worker.run(), name=name)))
+        return worker
+
+    async def stop(self, worker: Worker) -> None:
+        """Drop it as a crash would: nothing is handed over."""
+        for one, task in self.workers:
+            if one is worker:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+
+    async def drain(self, worker: Worker) -> None:
+        """SIGTERM, to its end."""
+        for one, task in self.workers:
+            if one is worker:
+                worker.drain()
+                await task
+
+    async def history(self, execution: Execution) -> list[Event]:
+        """All of it, as it is now."""
+        told: list[Event] = []
+        cursor = Cursor()
+        while True:
+            page = await self.parts.history.read(execution.id, cursor)
+            if not page.events:
+                return told
+            told += page.events
+            cursor = page.next
+
+    async def ended(self, execution: Execution) -> Execution:
+        """Follow it to its end marker; the record then."""
+        async for page in self.parts.history.follow(execution.id, Cursor()):
+            if page.closed:
+                break
+        return await self.parts.executions.get(execution.id)
+
+    async def saw(self, execution: Execution, wanted: Callable[[Event], bool]) -> Event:
+        """Wait until its history has such an event."""
+        async for page in self.parts.history.follow(execution.id, Cursor()):
+            for event in page.events:
+                if wanted(event):
+                    return event
+            assert not page.closed, "it ended without"
+        raise AssertionError("unreachable")
+
+    async def until(self, execution: Execution, true: Callable[[Execution], bool]) -> Execution:
+        """Wait until its record is so."""
+        while not true(record := await self.parts.executions.get(execution.id)):
+            await asyncio.sleep(0.01)
+        return record
+
+    async def send(self, execution: Execution, message_id: str, text: str) -> Sent:
+        return await self.parts.history.send(execution.id, message_id, text.encode())
+
+    async def cancel(self, execution: Execution, grace_s: float = 10.0) -> None:
+        await self.parts.executions.want(execution.id, CancelWant(f"c{grace_s}", grace_s))
+
+
+def stdout(told: list[Event]) -> bytes:
+    """What it printed, put together."""
+    return b"".join(e.body or b"" for e in told if e.type == events.OUTPUT and e.data.get("stream") == "stdout")
+
+
+def printed(text: str) -> Callable[[Event], bool]:
+    """For `saw`: an output that holds this."""
+    return lambda event: event.type == events.OUTPUT and text.encode() in (event.body or b"")
+
+
+def kinds(told: list[Event]) -> list[str]:
+    return [event.type for event in told]
+
+
+@asynccontextmanager
+async def stage(redis_url: str, installation: str, folder: Path, **settings: Any) -> AsyncIterator[Stage]:
+    """Everything but workers. At the end nothing of it is left."""
+    server = Server(redis_url)
+    keys = Keys(installation)
+    await prepare(server, keys)
+    script = Script()
+    history = RedisHistory(server, keys)
+    driver = ScriptedDriver(folder / "boxes", folder / "slots", INIT, script=script)
+    given: dict[str, Any] = {"lease_s": 2.0, "sweep_interval_s": 0.5, "orphan_grace_s": 60.0, "look_s": 5.0, **settings}
+    parts = Parts(
+        executions=RedisExecutions(server, keys),
+        history=history,
+        driver=driver,
+        workspaces=DirectoryStore(folder / "slots"),
+        blobs=DirectoryBlobs(folder / "blobs"),
+        clock=SystemClock(),
+        settings=WorkerSettings(worker="w0", host="here", image="any", **given),
+    )
+    here = Stage(parts, script)
+    try:
+        yield here
+    finally:
+        for _, task in here.workers:
+            task.cancel()
+        await asyncio.gather(*(task for _, task in here.workers), return_exceptions=True)
+        script.fail_at.clear()
+        for box in await driver.list():
+            await driver.remove(box.sandbox_id)
+        await history.aclose()
+        await server.aclose()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+async def soon(true: Callable[[], Awaitable[bool]]) -> None:
+    """Wait until it is so; the test's own time limit is the only one."""
+    while not await true():
+        await asyncio.sleep(0.01)

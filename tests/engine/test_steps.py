@@ -1,0 +1,127 @@
+"""What comes next, from what is known: the order of ends over wishes, and no step that cannot be taken."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.engine.steps import (
+    Cut,
+    Finish,
+    Interrupt,
+    Kill,
+    Pause,
+    Resize,
+    Resume,
+    Settle,
+    Step,
+    StopForCancel,
+    StopForDeadline,
+    Terminate,
+    Thaw,
+    View,
+    next_step,
+)
+from orchestrator.execution import CancelWant, InterruptWant, PauseWant, ResourcesWant, Wants
+from orchestrator.lifecycle import WITH_SANDBOX, ExecutionState, Trigger, advance
+
+S = ExecutionState
+CANCEL = CancelWant("c", 1.0)
+PAUSE, RESUME = PauseWant("p", True), PauseWant("r", False)
+MORE = ResourcesWant("m", cpus=2.0)
+
+
+def step(state: ExecutionState, wants: Wants | None = None, **known: Any) -> Step | None:
+    facts: dict[str, Any] = {"reachable": True, "harness_started": True, **known}
+    return next_step(View(state, wants or Wants(), attempt=2, **facts))
+
+
+@pytest.mark.parametrize("state", [S.STARTING, S.RUNNING, S.PAUSED, S.HIBERNATING])
+def test_ends_come_first(state: ExecutionState) -> None:
+    everything = Wants(cancel=CANCEL, pause=PAUSE, resources=MORE)
+    assert step(state, everything, deadline_passed=True, exited=True) == StopForCancel()
+    assert step(state, Wants(pause=PAUSE), deadline_passed=True) == StopForDeadline()
+    assert step(state, everything, reachable=False) == StopForCancel()
+
+
+def test_stopping_goes_term_kill_finish() -> None:
+    assert step(S.STOPPING) == Terminate()
+    assert step(S.STOPPING, asked_to_stop=True) is None
+    assert step(S.STOPPING, asked_to_stop=True, grace_passed=True) == Kill()
+    assert step(S.STOPPING, asked_to_stop=True, grace_passed=True, killed=True) is None
+    assert step(S.STOPPING, asked_to_stop=True, grace_passed=True, killed=True, kill_passed=True) == Finish()
+    assert step(S.STOPPING, exited=True) == Finish()
+    assert step(S.STOPPING, exited=True, reachable=False) == Finish()
+    assert step(S.STOPPING, reachable=False) is None
+    assert step(S.STOPPING, harness_started=False) == Finish()
+    assert step(S.STOPPING, frozen=True) == Thaw()
+
+
+def test_pausing() -> None:
+    assert step(S.RUNNING, Wants(pause=PAUSE)) == Pause("p")
+    assert step(S.RUNNING, Wants(pause=PAUSE), frozen=True) == Pause("p")
+    assert step(S.PAUSED, Wants(pause=RESUME)) == Resume("r")
+    assert step(S.PAUSED, Wants(pause=PAUSE)) == Settle("p")
+    assert step(S.RUNNING, Wants(pause=RESUME)) == Settle("r")
+    assert step(S.RUNNING, frozen=True) == Thaw()
+    assert step(S.PAUSED, frozen=True) is None
+    assert step(S.STARTING, Wants(pause=PAUSE)) is None
+
+
+def test_other_wishes() -> None:
+    now, before = InterruptWant("i", 2), InterruptWant("old", 1)
+    assert step(S.RUNNING, Wants(resources=MORE)) == Resize(MORE)
+    assert step(S.RUNNING, Wants(resources=MORE), reachable=False) is None
+    assert step(S.RUNNING, Wants(interrupts=(now,))) == Interrupt(now)
+    assert step(S.RUNNING, Wants(interrupts=(now,)), interrupts_sent=frozenset({"i"})) is None
+    assert step(S.RUNNING, Wants(interrupts=(before, now))) == Settle("old", "it was for an earlier attempt")
+    assert isinstance(step(S.RUNNING, Wants(hibernate="h")), Settle)
+
+
+def test_sleeping() -> None:
+    assert step(S.HIBERNATING, exited=True) == Cut()
+    assert step(S.HIBERNATING, exited=True, reachable=False) == Cut()
+    assert step(S.HIBERNATING) is None
+
+
+wants = st.builds(
+    Wants,
+    cancel=st.none() | st.just(CANCEL),
+    pause=st.sampled_from([None, PAUSE, RESUME]),
+    hibernate=st.none() | st.just("h"),
+    resources=st.none() | st.just(MORE),
+    interrupts=st.lists(st.builds(InterruptWant, st.just("i"), st.integers(1, 2)), max_size=2).map(tuple),
+)
+views = st.builds(
+    View,
+    state=st.sampled_from(sorted(WITH_SANDBOX)),
+    wants=wants,
+    attempt=st.just(2),
+    **dict.fromkeys(
+        (
+            *("reachable", "frozen", "exited", "harness_started", "deadline_passed", "asked_to_stop"),
+            *("grace_passed", "killed", "kill_passed"),
+        ),
+        st.booleans(),
+    ),
+)
+TRIGGERS: dict[type[Any], Trigger] = {
+    StopForCancel: Trigger.CANCEL,
+    StopForDeadline: Trigger.DEADLINE,
+    Finish: Trigger.STOPPED,
+    Cut: Trigger.CUT,
+    Pause: Trigger.PAUSE,
+    Resume: Trigger.RESUME,
+}
+
+
+@given(views)
+def test_no_step_is_impossible(view: View) -> None:
+    taken = next_step(view)
+    if type(taken) in TRIGGERS:
+        advance(view.state, TRIGGERS[type(taken)])
+    if isinstance(taken, Terminate | Kill | Pause | Resume | Resize | Interrupt | Thaw):
+        assert view.reachable
