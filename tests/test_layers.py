@@ -54,7 +54,7 @@ ROOMS = {
             "gateway",
             "server",
         ),
-        ("docker", "redis", "uvicorn", "uvloop"),
+        ("docker", "redis", "uvicorn", "uvloop", "fastapi"),
     ),
     "engine": Room(("orchestrator.engine",), ("nouns", "link"), ("ulid",)),
     "drivers": Room(("orchestrator.drivers",), ("nouns",), ("docker", "requests", "urllib3")),
@@ -175,8 +175,8 @@ def test_only_settings_reads_the_environment() -> None:
     assert not found, f"only orchestrator/settings.py reads the environment: {found}"
 
 
-# The command line is a client: where the server is, and the token, are its own to know.
-ENVIRONMENT_READERS = {"orchestrator.settings", "orchestrator.cli.profile"}
+# The command line is a client: where the server is, and the token, are its own to know. Where to crash is for tests only.
+ENVIRONMENT_READERS = {"orchestrator.settings", "orchestrator.cli.profile", "orchestrator.engine.crash_point"}
 
 
 def test_every_room_says_what_happens_in_it() -> None:

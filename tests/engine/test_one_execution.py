@@ -13,7 +13,7 @@ pytestmark = pytest.mark.root
 
 async def test_echo_hello(here: Stage) -> None:
     here.work()
-    asked = await here.submit("echo hello")
+    asked = await here.submit(harness="command", command=("echo", "hello"))
     record = await here.ended(asked)
     told = await here.history(asked)
     assert record.outcome is not None

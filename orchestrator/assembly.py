@@ -1,0 +1,260 @@
+"""The only room that knows every concrete class: settings in; a running api, worker, or both, out.
+
+Builds what the ports name, starts it, ends it in the opposite order. Decides nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.util
+import logging
+import os
+import secrets
+import signal
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import uvloop
+from fastapi import FastAPI
+
+from orchestrator import logs
+from orchestrator.clock import Clock, SystemClock
+from orchestrator.drivers.docker import DockerDriver
+from orchestrator.drivers.docker_options import Installation
+from orchestrator.drivers.engine_calls import EngineCalls
+from orchestrator.drivers.scripted import ScriptedDriver
+from orchestrator.engine.parts import Parts, WorkerSettings
+from orchestrator.engine.worker import Worker
+from orchestrator.errors import BadInput, CarrelError
+from orchestrator.reaches.local import LocalReach
+from orchestrator.sandbox import SandboxDriver
+from orchestrator.server.admin_token import ensure_admin_token
+from orchestrator.server.app import create_app
+from orchestrator.server.parts import ServerSettings
+from orchestrator.server.serve import listen, serve
+from orchestrator.settings import Settings
+from orchestrator.stores.embedded import EmbeddedServer
+from orchestrator.stores.redis import Keys, RedisExecutions, RedisHistory, Server, prepare
+from orchestrator.stores.redis.tokens import RedisTokens
+from orchestrator.workspaces.blobs import DirectoryBlobs
+from orchestrator.workspaces.directory import DirectoryStore
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Installed:
+    """Every port of one installation on this host, connected."""
+
+    settings: Settings
+    executions: RedisExecutions
+    history: RedisHistory
+    driver: SandboxDriver
+    workspaces: DirectoryStore
+    blobs: DirectoryBlobs
+    reach: LocalReach
+    tokens: RedisTokens
+    clock: Clock
+
+
+@asynccontextmanager
+async def installed(settings: Settings) -> AsyncIterator[Installed]:
+    """The ports, on the store the settings name or on one of our own. Raises BadInput for a store that cannot be used,
+    StoreUnavailable."""
+    async with AsyncExitStack() as ending:
+        settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        url = settings.redis_url or await _embedded(settings, ending)
+        server = Server(url)
+        ending.push_async_callback(server.aclose)
+        keys = Keys(settings.installation)
+        await prepare(server, keys)
+        history = RedisHistory(server, keys)
+        ending.push_async_callback(history.aclose)
+        slots = settings.data_dir / "slots"
+        driver = _driver(settings, slots, ending)
+        workspaces = DirectoryStore(slots)
+        yield Installed(
+            settings=settings,
+            executions=RedisExecutions(server, keys),
+            history=history,
+            driver=driver,
+            workspaces=workspaces,
+            blobs=DirectoryBlobs(settings.data_dir / "blobs"),
+            reach=LocalReach(driver, workspaces, settings.host_name),
+            tokens=RedisTokens(server, keys),
+            clock=SystemClock(),
+        )
+
+
+def worker_of(parts: Installed) -> Worker:
+    """A worker on these ports, with a name of its own."""
+    settings = parts.settings
+    return Worker(
+        Parts(
+            executions=parts.executions,
+            history=parts.history,
+            driver=parts.driver,
+            workspaces=parts.workspaces,
+            blobs=parts.blobs,
+            clock=parts.clock,
+            settings=WorkerSettings(
+                worker=f"{settings.host_name}-{os.getpid()}-{secrets.token_hex(3)}",
+                host=settings.host_name,
+                image=settings.image,
+                runtime=settings.runtime,
+                concurrency=settings.concurrency,
+                lease_s=settings.lease_s,
+                claim_interval_s=settings.claim_interval_s,
+                sweep_interval_s=settings.sweep_interval_s,
+                orphan_grace_s=settings.orphan_grace_s,
+                host_lost_after_s=settings.host_lost_after_s,
+                drain_grace_s=settings.drain_grace_s,
+                retention_s=settings.retention_s,
+                look_s=settings.lease_s,
+                spool_limit_bytes=settings.spool_limit_bytes,
+            ),
+        )
+    )
+
+
+def app_of(parts: Installed) -> FastAPI:
+    """The HTTP application on these ports."""
+    settings = parts.settings
+    return create_app(
+        executions=parts.executions,
+        history=parts.history,
+        reach=parts.reach,
+        blobs=parts.blobs,
+        tokens=parts.tokens,
+        clock=parts.clock,
+        settings=ServerSettings(
+            allowed_hosts=(*settings.allowed_hosts, settings.bind_host),
+            allowed_origins=settings.allowed_origins,
+            message_limit_bytes=settings.message_limit_bytes,
+            upload_limit_bytes=settings.upload_limit_bytes,
+            default_resources=settings.default_resources,
+            default_limits=settings.default_limits,
+        ),
+    )
+
+
+def run_worker(settings: Settings) -> int:
+    """`carrel worker`: until SIGTERM or SIGINT, then drained. The exit code."""
+    return _main(settings, _run(settings, api=False, worker=True))
+
+
+def run_api(settings: Settings) -> int:
+    """`carrel api`: until SIGTERM or SIGINT. The exit code."""
+    return _main(settings, _run(settings, api=True, worker=False))
+
+
+def run_serve(settings: Settings) -> int:
+    """`carrel serve`: both in one process, until SIGTERM or SIGINT. The exit code."""
+    return _main(settings, _run(settings, api=True, worker=True))
+
+
+async def _run(settings: Settings, *, api: bool, worker: bool) -> None:
+    stop = _stop_signal()
+    async with installed(settings) as parts:
+        try:
+            async with asyncio.TaskGroup() as running:
+                if api:
+                    running.create_task(_serve(parts, stop), name="api")
+                if worker:
+                    running.create_task(_work(parts, stop), name="worker")
+        except* CarrelError as failures:
+            raise failures.exceptions[0] from None
+
+
+async def _serve(parts: Installed, stop: asyncio.Event) -> None:
+    settings = parts.settings
+    await ensure_admin_token(settings.data_dir, parts.tokens, clock=parts.clock)
+    await serve(app_of(parts), at=listen(host=settings.bind_host, port=settings.port), stop=stop)
+
+
+async def _work(parts: Installed, stop: asyncio.Event) -> None:
+    worker = worker_of(parts)
+    running = asyncio.create_task(worker.run(), name="worker")
+    stopping = asyncio.create_task(stop.wait(), name="stop")
+    try:
+        await asyncio.wait([running, stopping], return_when=asyncio.FIRST_COMPLETED)
+        worker.drain()
+        await running
+    finally:
+        for task in (running, stopping):
+            task.cancel()
+        await asyncio.gather(running, stopping, return_exceptions=True)
+
+
+def _main(settings: Settings, program: Coroutine[Any, Any, None]) -> int:
+    logs.configure(settings.log_format, settings.log_level)
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(program)
+    except CarrelError as failure:
+        logger.error(failure.message, extra={"code": failure.code, **failure.data})
+        return 2 if isinstance(failure, BadInput) else 1
+    return 0
+
+
+def _stop_signal() -> asyncio.Event:
+    """Set by the first SIGTERM or SIGINT; the second ends the process at once."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def heard() -> None:
+        if stop.is_set():
+            os._exit(130)
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, heard)
+    return stop
+
+
+async def _embedded(settings: Settings, ending: AsyncExitStack) -> str:
+    server = EmbeddedServer(settings.data_dir)
+    await server.start()
+    ending.push_async_callback(server.stop)
+    watching = asyncio.create_task(server.watch(), name="embedded-store")
+
+    async def unwatch() -> None:
+        watching.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await watching
+
+    ending.push_async_callback(unwatch)
+    return server.url
+
+
+def _driver(settings: Settings, slots: Path, ending: AsyncExitStack) -> SandboxDriver:
+    if settings.driver == "scripted":
+        found = importlib.util.find_spec("sandbox_init")
+        assert found is not None and found.submodule_search_locations is not None  # a package of this distribution
+        return ScriptedDriver(settings.data_dir / "boxes", slots, Path(found.submodule_search_locations[0]))
+    calls = EngineCalls(settings.docker_host)
+    ending.callback(calls.close)
+    return DockerDriver(
+        Installation(settings.installation, seccomp=_seccomp()),
+        slots,
+        calls=calls,
+        start_concurrency=settings.start_concurrency,
+    )
+
+
+def _seccomp() -> str:
+    """Our profile: from the checkout, or from the wheel's copy of the image's folder."""
+    here = Path(__file__).parent
+    for folder in (here.parent / "sandbox-image", here / "_image"):
+        if (profile := folder / "seccomp.json").is_file():
+            return profile.read_text()
+    raise BadInput(
+        "the seccomp profile of sandboxes is missing from this installation",
+        field="installation",
+        limit="sandbox-image/seccomp.json, or the wheel's copy of it",
+        remedy="install carrel again",
+    )
