@@ -75,6 +75,8 @@ class Process:
         self._ended = False
         self._stdin = -1
         self._stdin_open = False
+        self._probe = -1  # a reading end of its stdin, once ours is closed
+        self._unread_at_close = 0
         self._close_stdin_after = False
         self._queue: list[tuple[memoryview | bytes, Callable[[], None] | None]] = []
 
@@ -220,6 +222,10 @@ class Process:
         self._code = os.waitstatus_to_exitcode(status)
         self._spawn_settled()
         self._close_stdin()
+        if self._probe >= 0:
+            self._unread_at_close = unread_bytes(self._probe)
+            os.close(self._probe)
+            self._probe = -1
         if not self._held:
             self.drain()
         self._arm_linger()
@@ -287,8 +293,10 @@ class Process:
         self._write_some()
 
     def unread_stdin_bytes(self) -> int:
-        """Written but not yet read by the program: still in the pipe."""
-        return unread_bytes(self._stdin) if self._stdin_open else 0
+        """Written, not read by the program: still in the pipe, or for ever so when it has closed its stdin or ended."""
+        if self._stdin_open:
+            return unread_bytes(self._stdin)
+        return unread_bytes(self._probe) if self._probe >= 0 else self._unread_at_close
 
     def _write_some(self) -> None:
         while self._queue and self._stdin_open:
@@ -315,11 +323,20 @@ class Process:
         if self._stdin_open:
             self._loop.forget(self._stdin)
             if self._close_stdin_after:
+                self._probe_stdin()
                 self._close_stdin()
+
+    def _probe_stdin(self) -> None:
+        """Once we close our end, only another reading end can tell how much the program has left unread."""
+        try:
+            self._probe = os.open(f"/proc/self/fd/{self._stdin}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError:
+            return  # what is unread now then counts as never read: said again rather than lost
 
     def _close_stdin(self) -> None:
         if self._stdin_open:
             self._stdin_open = False
+            self._unread_at_close = unread_bytes(self._stdin)
             self._loop.forget(self._stdin)
             os.close(self._stdin)
         self._queue.clear()

@@ -132,8 +132,10 @@ def _become(request: Frame, fds: list[int]) -> NoReturn:
         _execute(fields["argv"], environment)
     except OSError as problem:
         number = problem.errno or errno.EIO
-        link.sendall(number.to_bytes(4, "big"))
-        os._exit(127 if number == errno.ENOENT else 126)
+        try:
+            link.sendall(number.to_bytes(4, "big"))
+        finally:
+            os._exit(127 if number == errno.ENOENT else 126)
     except BaseException:
         os._exit(126)
 

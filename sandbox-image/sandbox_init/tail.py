@@ -19,10 +19,11 @@ class Tail:
     """Sends frames after some `src`, then whatever is appended. Other frames may be put between only `at_boundary`."""
 
     def __init__(self, spool: Spool, after: int) -> None:
-        """`after` at or beyond the last frame begins with the next one."""
+        """`after` beyond the last frame: frames up to it are not sent when they come."""
         self.spool = spool
         self.gap_from = spool.oldest_src if after + 1 < spool.oldest_src else 0
         self.position = spool.position_of(max(after + 1, spool.oldest_src))
+        self._skip_to = after + 1 if after > spool.last_src else 0
         self._segment: Segment | None = None
         self._fd = -1
         self._range_end = self.position
@@ -34,6 +35,12 @@ class Tail:
 
     @property
     def behind(self) -> bool:
+        """There is something to send."""
+        if self._skip_to:
+            if self._skip_to > self.spool.last_src:
+                return False
+            self.position = self._range_end = self.spool.position_of(self._skip_to)
+            self._skip_to = 0
         return self.position < self.spool.end
 
     def send(self, to_fd: int) -> None:

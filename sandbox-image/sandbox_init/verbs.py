@@ -254,10 +254,12 @@ class Desk:
             "stdin": _choice(frame, "stdin", ("none", "text", "jsonl")),
             "output": _choice(frame, "output", ("auto", "bytes", "jsonl"), "auto"),
             "spool_limit_bytes": _number(frame, "spool_limit_bytes", MIN_SPOOL_LIMIT_BYTES, _MAX, SPOOL_LIMIT_BYTES),
+            "inbox_base": _number(frame, "inbox_base", 0, _MAX, 0),
             "assignment": assignment,
         }
+        stdin_first = _bytes_or_none(frame, "stdin_first")
         try:
-            self._harness.start(argv, env, cwd, fields)
+            self._harness.start(argv, env, cwd, fields, (_task_file(frame), frame.payload), stdin_first)
         except (OSError, ProtocolError) as problem:
             raise Refusal("start_failed", str(problem)) from None
 
@@ -352,6 +354,22 @@ def _bytes(value: Value, field: str) -> bytes:
     if not isinstance(data, bytes) or b"\0" in data:
         raise _bad(field, "must hold text or bytes without NUL")
     return data
+
+
+def _bytes_or_none(frame: Frame, field: str) -> bytes:
+    value = frame.fields.get(field)
+    if value is not None and not isinstance(value, bytes):
+        raise _bad(field, "must be bytes")
+    return value or b""
+
+
+def _task_file(frame: Frame) -> str:
+    """Directly in /run, where only root writes: elsewhere uid 1000 could leave a link for root to follow."""
+    path = frame.fields.get("task_file") or "/run/task"
+    name = path[5:] if isinstance(path, str) and path.startswith("/run/") else ""
+    if not name or "/" in name or "\0" in name or name in (".", "..", "carrel"):
+        raise _bad("task_file", "must be /run/<name>")
+    return str(path)
 
 
 def _program(frame: Frame) -> tuple[list[bytes], dict[bytes, bytes], bytes]:

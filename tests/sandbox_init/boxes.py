@@ -13,7 +13,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -48,7 +48,11 @@ class Client:
     def __init__(self, path: str) -> None:
         self._sock = socket.socket(socket.AF_UNIX)
         self._sock.settimeout(PATIENCE_S)
-        self._sock.connect(path)
+        try:
+            self._sock.connect(path)
+        except OSError:
+            self._sock.close()
+            raise
         self._decoder = Decoder()
         self._frames: list[Frame] = []
         self.hello: Frame = Frame("none")
@@ -72,9 +76,11 @@ class Client:
         self._sock.sendall(data)
 
     def greet(self, **fields: Any) -> Frame:
-        self.send("hello", protocol=PROTOCOL_VERSION, **fields)
+        with suppress(Closed):  # refused at the door: why is still to be read
+            self.send("hello", protocol=PROTOCOL_VERSION, **fields)
         self.hello = self.next()
         if self.hello.verb != "hello":
+            self.close()
             raise Closed(self.hello)
         return self.hello
 
@@ -169,7 +175,7 @@ class Box:
 
 
 def start(client: Client, script: str, **fields: Any) -> None:
-    client.send("start", argv=["bash", "-c", script], **{"env": {}, "cwd": "/tmp", "stdin": "text", **fields})
+    client.send("start", **{"argv": ["bash", "-c", script], "env": {}, "cwd": "/tmp", "stdin": "text", **fields})
 
 
 def wait_for(condition: Callable[[], bool], what: str) -> None:
@@ -179,6 +185,11 @@ def wait_for(condition: Callable[[], bool], what: str) -> None:
         if time.monotonic() > end:
             raise AssertionError(f"never happened: {what}")
         time.sleep(0.005)
+
+
+def children(pid: int) -> list[int]:
+    """Host pids of a process's children."""
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def make_slot() -> Path:
@@ -207,8 +218,7 @@ def in_namespace(slot: Path, code: Path = SOURCE) -> Iterator[Box]:
         try:
             accepted, _ = ready.accept()
             accepted.close()
-            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-            yield Box(slot, int(children[0]))
+            yield Box(slot, children(process.pid)[0])
         finally:
             process.kill()
             process.wait()
