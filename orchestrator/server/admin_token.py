@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import re
+import secrets
 import stat
 from pathlib import Path
 from typing import Final
@@ -57,8 +58,8 @@ def _read_or_make(path: Path) -> str:
 
 def _make(path: Path) -> None:
     """Whole or not at all: written beside it, then linked, which fails where another process was first."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.unlink(missing_ok=True)  # of a process that died here and had our number
+    # One left by a crash here is harmless: its secret was never registered.
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     file = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         os.fchmod(file, 0o600)  # whatever the umask

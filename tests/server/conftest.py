@@ -1,0 +1,161 @@
+"""An api of its own for each test: the real app under uvicorn on a unix socket, over a real store and real files; no
+engine. Histories are driven through the ports, as a worker would."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from orchestrator.client import AsyncClient, Patience
+from orchestrator.execution import Execution
+from orchestrator.executions import Claim
+from orchestrator.history import Lease
+from orchestrator.lifecycle import Trigger
+from orchestrator.reaches.local import LocalReach
+from orchestrator.sandbox import Duplex
+from orchestrator.server.admin_token import ensure_admin_token
+from orchestrator.server.app import create_app
+from orchestrator.server.parts import Parts, ServerSettings
+from orchestrator.server.serve import Listening, listen, serving
+from orchestrator.stores.redis import Keys, RedisExecutions, RedisHistory, RedisTokens, Server
+from orchestrator.tokens import Scope, Token, digest_of, mint
+from orchestrator.workspaces.blobs import DirectoryBlobs
+from orchestrator.workspaces.directory import DirectoryStore
+from tests.contracts.redis_store import Store
+
+HOST = "h1"
+
+
+class SlotSockets:
+    """The part of a driver that Reach uses: init's socket in the slot."""
+
+    def __init__(self, workspaces: DirectoryStore) -> None:
+        self._workspaces = workspaces
+
+    async def connect(self, sandbox_id: str) -> Duplex:
+        reader, writer = await asyncio.open_unix_connection(str(self._workspaces.slot(sandbox_id).socket))
+        return Duplex(reader, writer)
+
+
+@dataclass
+class Api:
+    """What a test talks to, and what it drives histories with."""
+
+    store: Store
+    tokens: RedisTokens
+    workspaces: DirectoryStore
+    parts: Parts
+    listening: Listening
+    data_dir: Path
+    token: str
+    client: AsyncClient
+    http: httpx.AsyncClient
+    socket: Path
+
+    async def submit(self, **spec: Any) -> str:
+        """The id of a new execution, through the API."""
+        return (await self.client.submit(**({"command": ["true"]} | spec))).id
+
+    async def running(self, **spec: Any) -> Lease:
+        """One that runs, with a workspace, owned by nobody in particular."""
+        id = await self.submit(**spec)
+        claim = await self.store.executions.claim("w1", HOST, lease_s=60)
+        assert isinstance(claim, Claim) and claim.execution.id == id
+        await self.workspaces.prepare(f"sbx_{id}_1", inherit=None, seeds=(), disk_bytes=0)
+        await self.store.place(claim.lease, own=1, host=HOST)
+        await self.store.move(claim.lease, Trigger.HARNESS_STARTED, own=2, started=True)
+        return claim.lease
+
+    async def record(self, id: str) -> Execution:
+        return await self.store.executions.get(id)
+
+    async def token_for(self, *scopes: Scope, tenant: str = "default") -> str:
+        secret = mint()
+        await self.tokens.put(Token(f"tok_{secret[4:12]}", digest_of(secret), frozenset(scopes), tenant=tenant))
+        return secret
+
+    @asynccontextmanager
+    async def caller(self, token: str | None, **headers: str) -> AsyncIterator[httpx.AsyncClient]:
+        """A plain HTTP client, with this token or none: for what our own client would never send."""
+        async with _http(self.socket, token, **headers) as http:
+            yield http
+
+
+def _http(socket: Path, token: str | None, **headers: str) -> httpx.AsyncClient:
+    given = {"authorization": f"Bearer {token}"} if token else {}
+    return httpx.AsyncClient(
+        transport=httpx.AsyncHTTPTransport(uds=str(socket)),
+        base_url="http://localhost",
+        headers={**given, **headers},
+        timeout=60,
+    )
+
+
+@pytest.fixture
+def settings() -> ServerSettings:
+    """Of the api; a test module may have its own."""
+    return ServerSettings()
+
+
+@pytest.fixture
+async def api(redis_url: str, installation: str, short_dir: Path, settings: ServerSettings) -> AsyncIterator[Api]:
+    async with running_api(redis_url, installation, short_dir, settings) as made:
+        yield made
+
+
+@asynccontextmanager
+async def running_api(
+    redis_url: str, installation: str, data_dir: Path, settings: ServerSettings, *, name: str = "api"
+) -> AsyncIterator[Api]:
+    """An api process's worth of objects, in this one."""
+    server, keys = Server(redis_url), Keys(installation)
+    executions, history, tokens = RedisExecutions(server, keys), RedisHistory(server, keys), RedisTokens(server, keys)
+    workspaces = DirectoryStore(data_dir / "slots")
+    app = create_app(
+        executions=executions,
+        history=history,
+        reach=LocalReach(SlotSockets(workspaces), workspaces, HOST),  # type: ignore[arg-type]
+        blobs=DirectoryBlobs(data_dir / "blobs"),
+        tokens=tokens,
+        settings=settings,
+    )
+    token = (await ensure_admin_token(data_dir, tokens)).read_text().strip()
+    socket = data_dir / f"{name}.sock"
+    try:
+        async with (
+            serving(app, at=listen(path=socket), grace_s=2) as listening,
+            AsyncClient(listening.url, token, patience=Patience(limit_s=20, first_s=0.01, most_s=0.1)) as client,
+            _http(socket, token) as http,
+        ):
+            yield Api(
+                store=Store(server, keys, executions, history),
+                tokens=tokens,
+                workspaces=workspaces,
+                parts=app.state.parts,
+                listening=listening,
+                data_dir=data_dir,
+                token=token,
+                client=client,
+                http=http,
+                socket=socket,
+            )
+    finally:
+        await history.aclose()
+        await server.aclose()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Ask again until it is so; the test's own time limit ends a wait in vain."""
+    while not condition():
+        await asyncio.sleep(0.005)
+
+
+def with_settings(**changes: Any) -> ServerSettings:
+    return replace(ServerSettings(), **changes)
