@@ -181,8 +181,10 @@ class LineLost(Exception):
     """The connection broke while a command waited on it."""
 
 
-def _code(error: Exception) -> str:
+def _code(error: BaseException) -> str:
     """The error's own code. What a script runs into comes wrapped on 6.2 ("ERR Error running script …: -OOM …")."""
+    if error.__cause__ is not None and getattr(error.__cause__, "status_code", None):
+        error = error.__cause__  # a refusal while connecting: redis-py wraps it as a broken line
     text = str(error)
     code = getattr(error, "status_code", None) or text.partition(" ")[0]
     if code == "ERR":

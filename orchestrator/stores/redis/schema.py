@@ -19,10 +19,11 @@ logger = logging.getLogger(__name__)
 SCHEMA: Final = 1
 OLDEST_VERSION: Final = (6, 2)
 #: From which schema to the next: each is safe to repeat, because a crash may come before the number is written.
-MIGRATIONS: Final[dict[int, Callable[[Server, Keys], Awaitable[None]]]] = {}
+Migrations = Mapping[int, Callable[[Server, Keys], Awaitable[None]]]
+MIGRATIONS: Final[Migrations] = {}
 
 
-async def prepare(server: Server, keys: Keys) -> None:
+async def prepare(server: Server, keys: Keys, migrations: Migrations = MIGRATIONS) -> None:
     """Refuse a server Carrel cannot keep its promises on, write the schema's number, migrate what is older.
 
     Raises BadInput(field="redis_url") for Cluster mode, a replica, a version before 6.2 or a newer schema;
@@ -45,7 +46,7 @@ async def prepare(server: Server, keys: Keys) -> None:
         )
     while schema < SCHEMA:
         logger.info("migrating the store", extra={"from_schema": schema, "to_schema": schema + 1})
-        await MIGRATIONS[schema](server, keys)
+        await migrations[schema](server, keys)
         schema += 1
         await server.ask("HSET", keys.meta, "schema", schema)
 
@@ -55,7 +56,9 @@ async def ready(server: Server, keys: Keys) -> Mapping[str, str]:
     noeviction), `schema`."""
     try:
         info = await _info(server)
-        why = _unfit(info)
+        if why := _unfit(info):
+            unknown = "not known: the server is not fit"
+            return {"store": f"{why[0]}: {why[1]}", "durability": unknown, "schema": unknown}
         found = await server.ask("HGET", keys.meta, "schema")
     except CarrelError as failure:
         unknown = "not known: the store does not answer"
@@ -66,7 +69,7 @@ async def ready(server: Server, keys: Keys) -> Mapping[str, str]:
     elif int(found) != SCHEMA:
         schema = f"it is {int(found)}, this release needs {SCHEMA}"
     return {
-        "store": f"{why[0]}: {why[1]}" if why else "",
+        "store": "",
         "durability": await _durability(server, info),
         "schema": schema,
     }
@@ -85,7 +88,7 @@ def _unfit(info: Mapping[str, str]) -> tuple[str, str] | None:
             "name a server that runs without it (a replica is fine)",
         )
     if info.get("role") not in (None, "master"):
-        return f"the server is a {info['role']}", "name the primary"
+        return "the server is a replica", "name the primary"
     return None
 
 

@@ -1,0 +1,195 @@
+"""The store while its server is killed, started again, or loses replies on the way."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import select
+import signal
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from orchestrator.errors import StoreUnavailable
+from orchestrator.events import Cursor
+from orchestrator.execution import CancelWant
+from orchestrator.executions import Claim
+from orchestrator.stores import embedded
+from orchestrator.stores.redis import Keys, RedisExecutions, RedisHistory, Server
+from tests.contracts.redis_store import Store, lines
+from tests.stores.cutting_proxy import CuttingProxy
+
+
+@pytest.fixture
+def data_dir(short_dir: Path) -> Iterator[Path]:
+    embedded.ensure(short_dir)
+    yield short_dir
+    embedded.shutdown(short_dir)
+
+
+def store_at(url: str, *, patience_s: float = 5.0) -> Store:
+    server, keys = Server(url, patience_s=patience_s), Keys("t")
+    return Store(server, keys, RedisExecutions(server, keys), RedisHistory(server, keys))
+
+
+@pytest.fixture
+async def store(data_dir: Path) -> AsyncIterator[Store]:
+    made = store_at(embedded.redis_url(data_dir), patience_s=20.0)
+    yield made
+    await made.history.aclose()
+    await made.server.aclose()
+
+
+def kill(data_dir: Path) -> None:
+    """SIGKILL, and it is gone when this returns."""
+    pid = embedded.ensure(data_dir).pid
+    handle = os.pidfd_open(pid)
+    try:
+        os.kill(pid, signal.SIGKILL)
+        assert select.select([handle], [], [], 10)[0]
+    finally:
+        os.close(handle)
+
+
+async def start(data_dir: Path) -> None:
+    await asyncio.to_thread(embedded.ensure, data_dir)
+
+
+class TestKilled:
+    async def test_what_was_acknowledged_is_there(self, data_dir: Path, store: Store) -> None:
+        """Killed straight after 200 acknowledgements of submit and send."""
+        for n in range(100):
+            await store.submitted(f"exe_{n:03}")
+            await store.history.send(f"exe_{n:03}", "m1", f"text {n}".encode())
+        kill(data_dir)
+        await start(data_dir)
+        for n in range(100):
+            execution = await store.executions.get(f"exe_{n:03}")
+            assert (execution.tail, execution.inbox_tail) == (2, 1)
+            assert [m.body for m in await store.history.inbox(execution.id, 0)] == [f"text {n}".encode()]
+        claimed = set()
+        while isinstance(claim := await store.executions.claim("w1", "h1", lease_s=600), Claim):
+            claimed.add(claim.execution.id)
+        assert len(claimed) == 100
+
+    async def test_everybody_goes_on_when_it_is_back(self, data_dir: Path, store: Store) -> None:
+        """Killed three times under a writer, a sender and five followers: nothing lost, nothing twice."""
+        lease = await store.running()
+        progress = asyncio.Event()
+
+        async def watch() -> list[int]:
+            seen: list[int] = []
+            async for page in store.history.follow("exe_a", Cursor()):
+                seen += [e.seq for e in page.events]
+            return seen
+
+        async def write() -> None:
+            for first in range(1, 3001, 10):
+                await store.history.append(lease, attempt=1, spooled=lines(first, first + 9))
+                if first % 700 == 1:
+                    progress.set()
+
+        async def send() -> None:
+            for n in range(100):
+                await store.history.send("exe_a", f"m{n}", b"x")
+
+        watchers = [asyncio.create_task(watch()) for _ in range(5)]
+        work = [asyncio.create_task(write()), asyncio.create_task(send())]
+        for _ in range(3):
+            progress.clear()
+            await progress.wait()
+            await asyncio.to_thread(kill, data_dir)
+            await start(data_dir)
+        await asyncio.gather(*work)
+        end = await store.finish(lease, own=3)
+        for seen in await asyncio.gather(*watchers):
+            assert seen == list(range(1, end.tail + 1))
+        bodies, cursor = [], Cursor()
+        while cursor.seq < end.tail:
+            page = await store.history.read("exe_a", cursor)
+            bodies += [e.body for e in page.events if e.type == "output"]
+            cursor = page.next
+        assert bodies == [f"line {n}\n".encode() for n in range(1, 3001)]
+        assert [m.id for m in await store.history.inbox("exe_a", 0, limit=200)] == [f"m{n}" for n in range(100)]
+
+    async def test_a_sleeping_worker_is_told_to_look(self, data_dir: Path, store: Store) -> None:
+        waiting = asyncio.create_task(store.executions.wait("w1", shared=True, timeout_s=60))
+        while not await store.server.ask("CLIENT", "LIST", "TYPE", "normal") or b"cmd=blpop" not in (
+            await store.server.ask("CLIENT", "LIST")
+        ):
+            await asyncio.sleep(0.005)
+        kill(data_dir)
+        await start(data_dir)
+        assert await waiting == ("*",)
+
+    async def test_after_its_patience_it_says_so(self, data_dir: Path) -> None:
+        store = store_at(embedded.redis_url(data_dir), patience_s=0.3)
+        await store.running()
+        following = store.history.follow("exe_a", Cursor())
+        await anext(following)
+        kill(data_dir)
+        with pytest.raises(StoreUnavailable) as refused:
+            await store.executions.get("exe_a")
+        assert refused.value.data["retry_after_s"] > 0
+        with pytest.raises(StoreUnavailable):
+            await store.submitted("exe_b")
+        with pytest.raises(StoreUnavailable):
+            await anext(following)
+        assert (await store.executions.ready())["store"] != ""
+        await start(data_dir)
+        assert (await store.executions.get("exe_a")).tail == 4
+        await store.server.aclose()
+
+    async def test_one_that_hangs_is_not_waited_for(self, data_dir: Path) -> None:
+        store = store_at(embedded.redis_url(data_dir), patience_s=0.3)
+        await store.submitted("exe_a")
+        pid = embedded.ensure(data_dir).pid
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            with pytest.raises(StoreUnavailable):
+                await store.executions.get("exe_a")
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        assert (await store.executions.get("exe_a")).id == "exe_a"  # and its late answer is not taken for this one's
+        await store.server.aclose()
+
+    async def test_forgotten_scripts_are_taught_again(self, store: Store) -> None:
+        await store.submitted("exe_a")
+        await store.server.ask("SCRIPT", "FLUSH")
+        await store.submitted("exe_b")
+        assert len([e async for e in store.executions.everything()]) == 2
+
+
+class TestLostReplies:
+    async def test_nothing_happens_twice(self, data_dir: Path, short_dir: Path) -> None:
+        """A third of all replies are lost; what was asked is asked again by the store itself."""
+        dice = random.Random(11)
+        proxy = CuttingProxy(short_dir / "p.sock", short_dir / "redis" / "redis.sock", lambda: dice.random() < 0.33)
+        async with proxy.running():
+            store = store_at(proxy.url, patience_s=30.0)
+            for n in range(20):
+                await store.submitted(f"exe_{n:02}", name=f"n{n}")
+            claims = []
+            while isinstance(claim := await store.executions.claim("w1", "h1", lease_s=600), Claim):
+                claims.append(claim)
+            assert [(c.execution.id, c.lease.epoch) for c in claims] == [(f"exe_{n:02}", 1) for n in range(20)]
+            lease = claims[0].lease
+            await store.place(lease, own=1)
+            for first in range(1, 101, 5):
+                await store.history.append(lease, attempt=1, spooled=lines(first, first + 4))
+                await store.history.send("exe_00", f"m{first}", b"x")
+                await store.executions.renew(lease)
+            for n in range(1, 20):
+                await store.executions.release(claims[n].lease)
+                await store.executions.want(f"exe_{n:02}", CancelWant("c1", 0))
+                await store.executions.remove(f"exe_{n:02}")
+            page = await store.history.read("exe_00", Cursor())
+            await store.server.aclose()
+        assert proxy.cuts > 50
+        assert [e.seq for e in page.events] == list(range(1, page.tail + 1))
+        assert [e.body for e in page.events if e.type == "output"] == [f"line {n}\n".encode() for n in range(1, 101)]
+        accepted = [e.data["id"] for e in page.events if e.type == "message.accepted"]
+        assert accepted == [f"m{n}" for n in range(1, 101, 5)]
+        assert sum(e.type == "sandbox.placed" for e in page.events) == 1
