@@ -70,11 +70,12 @@ class Exec:
             self._answer(Frame(verb, {"id": self._id, **fields}, payload))
 
     def spawned(self, pid: int) -> None:
+        if self._answer is None and not self._detach:
+            self.signal(_SIGKILL)  # nobody waits for it any more: it never runs
+            return
         self._say("exec_started", {"pid": pid})
         self.process.go()
-        if self._answer is None and not self._detach:
-            self.signal(_SIGKILL)
-        elif self._timeout_s:
+        if self._timeout_s:
             self._timer = self._loop.later(self._timeout_s, self._timeout)
 
     def _timeout(self) -> None:

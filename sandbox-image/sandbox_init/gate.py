@@ -174,29 +174,28 @@ class Gate:
         self._next()
 
     def _link_ready(self, spawn: Spawn) -> None:
-        """pid, then after `go` either nothing (executed) or an errno, then the end."""
-        if not spawn.link:
-            return
-        try:
-            data = spawn.link.recv(64)
-        except OSError as problem:
-            if would_block(problem):
-                return
-            data = b""
-        spawn.heard += data
-        if spawn.pid == 0 and len(spawn.heard) >= 4:
-            spawn.pid = int.from_bytes(spawn.heard[:4], "big")
-            spawn.starting.spawned(spawn.pid)
-        if data or not spawn.link:
-            return
-        self._unlink(spawn)
-        if spawn.pid == 0:
-            if spawn is not self._current:  # else the spawner's answer, on its way, says which of two ends this is
-                spawn.starting.not_spawned("killed before it began")
-        elif len(spawn.heard) >= 8:
-            spawn.starting.not_executed(int.from_bytes(spawn.heard[4:8], "big"))
-        else:
-            spawn.starting.executed()
+        """pid, then after `go` an errno or nothing (executed), then the end. All that is there is read: whoever reaps
+        the process next must know it by its pid, and why it could not be executed."""
+        while spawn.link:
+            try:
+                data = spawn.link.recv(64)
+            except OSError as problem:
+                if would_block(problem):
+                    return
+                data = b""
+            spawn.heard += data
+            if spawn.pid == 0 and len(spawn.heard) >= 4:
+                spawn.pid = int.from_bytes(spawn.heard[:4], "big")
+                spawn.starting.spawned(spawn.pid)
+            elif len(spawn.heard) >= 8:
+                self._unlink(spawn)
+                spawn.starting.not_executed(int.from_bytes(spawn.heard[4:8], "big"))
+            elif not data:
+                self._unlink(spawn)
+                if spawn.pid:
+                    spawn.starting.executed()
+                elif spawn is not self._current:  # else the spawner's answer, on its way, says which of two ends it is
+                    spawn.starting.not_spawned("killed before it began")
 
     def _unlink(self, spawn: Spawn) -> None:
         if spawn.link:

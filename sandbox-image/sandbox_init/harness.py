@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from time import monotonic
 
-from sandbox_init.frames import MAX_PAYLOAD_BYTES, Frame
+from sandbox_init.frames import MAX_PAYLOAD_BYTES, Frame, encode_head
 from sandbox_init.process import READ_BYTES, Process
 from sandbox_init.refusal import Refusal
 
@@ -26,6 +26,9 @@ LINE_BYTES = MAX_PAYLOAD_BYTES - READ_BYTES  # a longer line is cut: what is hel
 INBOX_BYTES = 8 << 20
 _BLANK = b" \t\r\n"
 _SIGKILL = 9
+_SIGSTOP = 19
+_SIGCONT = 18
+_LARGEST_PID = 1 << 22
 
 
 class Harness:
@@ -114,8 +117,9 @@ class Harness:
         Raises OSError, ProtocolError: as Process.start."""
         if self.started or self._process:
             return
-        _write_task(*task)
         self._pending = {"argv": argv, "cwd": cwd, **fields}
+        encode_head("started", {"pid": _LARGEST_PID, **self._pending}, 0)  # what cannot be recorded is not started
+        _write_task(*task)
         self._stdin_first = stdin_first
         if self.accepted_n == 0:
             self.accepted_n = self.delivered_n = self._read_n = fields["inbox_base"]
@@ -299,6 +303,8 @@ class Harness:
         try:
             if to == "all":
                 os.kill(-1, signum)
+                if signum == _SIGSTOP and self._gate.spawner_pid:
+                    os.kill(self._gate.spawner_pid, _SIGCONT)  # it ignores all others
             elif self.pid and self._began:
                 os.killpg(self.pid, signum)
             else:

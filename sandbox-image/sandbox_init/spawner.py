@@ -29,6 +29,7 @@ SIGNALS = [n for n in range(1, 65) if n not in (_signal.SIGKILL, _signal.SIGSTOP
 _CLOSE_UP_TO = 1024
 _PR_CAPBSET_DROP = 24
 _PR_SET_NO_NEW_PRIVS = 38
+_CDECL, _USE_ERRNO = 1, 8  # flags of a ctypes function
 
 
 class SealFailed(Exception):
@@ -38,16 +39,24 @@ class SealFailed(Exception):
 def seal() -> None:
     """Take from this process, and so from all it will start, what none may have: the capability bounding set, new
     privileges by setuid files, core dumps. Raises SealFailed; it believes /proc, not the calls' answers."""
-    import ctypes
-    import resource  # both are C libraries init itself can do without
+    # The C half of ctypes: 0.1 MB, for the life of every sandbox, where ctypes itself takes 0.6.
+    import resource
+    from _ctypes import CFuncPtr, _SimpleCData, dlopen, dlsym, get_errno
 
-    libc = ctypes.CDLL(None, use_errno=True)
+    class Int(_SimpleCData):  # type: ignore[type-arg]  # not subscriptable when it runs
+        _type_ = "i"
+
+    class Function(CFuncPtr):
+        _flags_ = _CDECL | _USE_ERRNO
+        _restype_ = Int
+
+    prctl = Function(dlsym(dlopen(None, os.RTLD_NOW), "prctl"))  # type: ignore[arg-type]  # None: this process itself
     for capability in range(64):
-        if libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0) != 0:
-            if ctypes.get_errno() == errno.EINVAL:
+        if prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0) != 0:
+            if get_errno() == errno.EINVAL:
                 break  # past the last one this kernel has
             raise SealFailed(f"capability {capability} stays in the bounding set: the sandbox needs SETPCAP")
-    libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with open("/proc/self/status", "rb") as file:
         status = file.read()

@@ -74,7 +74,6 @@ class Desk:
             "exec_stdin": self._exec_stdin,
             "exec_eof": self._exec_eof,
             "exec_signal": self._exec_signal,
-            "exec_credit": lambda _connection, _frame: None,
         }
         self._owner_verbs: dict[str, Callable[[Connection, Frame], None]] = {
             "start": self._start,

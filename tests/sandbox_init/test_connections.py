@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from sandbox_init.frames import PREFIX, Frame, encode
+from sandbox_init.frames import MAX_HEADER_BYTES, PREFIX, Frame, encode
 from tests.sandbox_init.boxes import Box, Client, Closed, children, in_namespace, joined, numbers, start, wait_for
 
 pytestmark = pytest.mark.root
@@ -352,6 +352,26 @@ def test_exec_obeys_its_timeout_and_signals(box: Box) -> None:
         assert viewer.answer("refused").fields["code"] == "exec_busy"
         viewer.send("exec_signal", signum=2)
         assert viewer.answer("exec_exit").fields["code"] == 3
+
+
+def test_a_stop_to_all_leaves_the_spawner_at_work(box: Box) -> None:
+    with box.run("echo ready; while :; do sleep 0.01; done") as owner:
+        owner.until(lambda f: f.payload == b"ready\n")
+        owner.send("signal", id="s", signum=19, to="all")
+        owner.until_verb("signalled")
+        assert owner.exec("echo", "still")[0] == b"still\n"
+        owner.send("kill")
+        owner.until_verb("exit")
+
+
+def test_what_cannot_be_recorded_is_refused_not_fatal(box: Box) -> None:
+    with box.owner(after=0) as owner:
+        start(owner, "", argv=["x" * (MAX_HEADER_BYTES - 80)])  # with what init adds it is no frame any more
+        assert owner.answer("refused").fields["code"] == "start_failed"
+        start(owner, "", argv=["echo", "x" * 200_000])  # past the kernel's 128 KiB for one string
+        frames = owner.until_verb("exit")
+        assert frames[-1].fields["code"] == 126
+        assert [f.fields["why"] for f in frames if f.verb == "note"] == ["Argument list too long"]
 
 
 def test_the_gate_lets_nothing_pass_until_it_is_opened(box: Box) -> None:

@@ -322,7 +322,8 @@ def test_stdin_none_is_dev_null(box: Box) -> None:
 
 def test_it_is_held_back_at_the_limit_and_loses_nothing(box: Box, slot: Path) -> None:
     alive = slot / "vol" / "state" / "alive"
-    script = f"for i in $(seq 1 40); do head -c 100000 /dev/zero | tr '\\0' $((i % 10)); echo $i > {alive}.new; mv {alive}.new {alive}; done; exit 3"
+    block = "head -c 100000 /dev/zero | tr '\\0' $((i % 10))"
+    script = f"for i in $(seq 1 40); do {block}; echo $i > {alive}.new; mv {alive}.new {alive}; done; exit 3"
     with box.run(script, spool_limit_bytes=1 << 20, output="bytes") as owner:
         frames = owner.until_verb("held")
         assert frames[-1].fields["why"] == "limit"
