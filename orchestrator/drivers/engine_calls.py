@@ -18,6 +18,7 @@ import urllib3
 from docker import errors as docker_errors
 from docker.utils import kwargs_from_env
 
+from orchestrator.drivers.engine_socket import mend
 from orchestrator.errors import CarrelError, DiskFull, EngineUnavailable, Infeasible
 
 P = ParamSpec("P")
@@ -103,8 +104,11 @@ class EngineCalls:
     def _make(self, timeout_s: float) -> docker.APIClient:
         options: dict[str, Any] = {"version": API_VERSION, "timeout": timeout_s, "max_pool_size": self._threads}
         if self._base_url:
-            return docker.APIClient(base_url=self._base_url, **options)
-        return docker.APIClient(**kwargs_from_env(), **options)
+            client = docker.APIClient(base_url=self._base_url, **options)
+        else:
+            client = docker.APIClient(**kwargs_from_env(), **options)
+        mend(client, timeout_s=timeout_s, connections=self._threads)
+        return client
 
 
 @contextlib.contextmanager
@@ -119,7 +123,9 @@ def sorted_errors() -> Iterator[None]:
         urllib3.exceptions.HTTPError,
         docker_errors.DockerException,
         OSError,
-        ValueError,  # half an answer is not JSON
+        ValueError,  # half an answer is not JSON, or is other JSON than the SDK expects
+        KeyError,
+        TypeError,
     ) as error:
         raise EngineUnavailable(f"the container engine does not answer: {error}", retry_after_s=1) from error
 
@@ -132,7 +138,7 @@ def _sorted(error: docker_errors.APIError) -> CarrelError:
         return DiskFull(f"the container engine has no space: {text}", where="engine")
     if status == 404:
         return NoSuch(text, text=text)
-    if "runtime name" in lowered:
+    if "runtime name" in lowered or "unknown runtime" in lowered:
         return Infeasible(f"the container engine has no such runtime: {text}", field="runtime", limit="see doctor")
     if status < 500 or any(words in lowered for words in _START_FAILURES):
         return Refused(text, status=status)
