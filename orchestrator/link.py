@@ -28,6 +28,7 @@ __all__ = [
     "OwnerLink",
     "Refusal",
     "ViewerLink",
+    "another_owns",
 ]
 
 GREET_LIMIT_S: Final = 10.0  # init answers in 4 ms; a loaded host in a second or two
@@ -157,12 +158,19 @@ class _Line:
             for frame in frames:
                 if frame.verb == "refused" and frame.fields.get("code") in _FINAL_REFUSALS:
                     code = str(frame.fields["code"])
-                    raise LinkRefused(f"init refused: {frame.fields.get('why') or code}", why=code)
+                    why = f"init refused: {frame.fields.get('why') or code}"
+                    raise LinkRefused(why, why=code, epoch=frame.fields.get("epoch", 0))
             if frames:
                 return frames
 
     async def close(self) -> None:
         await self._duplex.close()
+
+
+def another_owns(refused: LinkRefused, epoch: int) -> bool:
+    """True when init refused the owner of `epoch` because a later one was there. One of the same epoch is a line of
+    our own that came after."""
+    return refused.data.get("why") in ("stale_epoch", "superseded") and int(refused.data.get("epoch", 0)) > epoch
 
 
 class OwnerLink:

@@ -175,7 +175,7 @@ def test_only_settings_reads_the_environment() -> None:
     assert not found, f"only orchestrator/settings.py reads the environment: {found}"
 
 
-# The command line is a client: where the server is, and the token, are its own to know. Where to crash is for tests only.
+# The command line is a client: where the server is, and the token, are its own to know. Where to crash is tests' own.
 ENVIRONMENT_READERS = {"orchestrator.settings", "orchestrator.cli.profile", "orchestrator.engine.crash_point"}
 
 

@@ -27,7 +27,7 @@ from orchestrator.errors import (
 )
 from orchestrator.execution import Execution
 from orchestrator.history import Lease
-from orchestrator.link import DeadSpool, OwnerLink
+from orchestrator.link import DeadSpool, OwnerLink, another_owns
 from orchestrator.retry import Cause
 from orchestrator.sandbox import Absent, Ended, Running, SandboxSpec, Status, Unknown
 from orchestrator.workspace import Seed
@@ -190,7 +190,7 @@ class Arrival:
             logger.warning("the engine does not answer", extra={"why": str(away)})
             return None
         except LinkRefused as refused:
-            if refused.data.get("why") in ("stale_epoch", "superseded"):
+            if another_owns(refused, self._lease.epoch):
                 raise Fenced(f"init has a later owner: {refused}", epoch=0) from None
             logger.warning("init refuses us", extra={"why": str(refused)})
             return None

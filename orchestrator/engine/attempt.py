@@ -63,7 +63,7 @@ from orchestrator.execution import Execution, Outcome, OutcomeKind, ResourcesWan
 from orchestrator.harnesses import harness_of
 from orchestrator.history import Change, Lease
 from orchestrator.lifecycle import WITH_SANDBOX, ExecutionState, Trigger
-from orchestrator.link import OwnerLink, Refusal
+from orchestrator.link import OwnerLink, Refusal, another_owns
 from orchestrator.sandbox import Fit, Running
 
 logger = logging.getLogger(__name__)
@@ -185,7 +185,7 @@ class Attempt:
         while link.refusals:
             await self._refused(link.refusals.popleft())
         if batch is None and link.lost is not None:
-            if isinstance(link.lost, LinkRefused) and link.lost.data.get("why") in ("stale_epoch", "superseded"):
+            if isinstance(link.lost, LinkRefused) and another_owns(link.lost, self._lease.epoch):
                 raise Fenced(f"init has a later owner: {link.lost}", epoch=0)
             raise link.lost
         return batch is not None

@@ -23,6 +23,7 @@ from orchestrator.engine.worker import Worker
 from orchestrator.events import Cursor, Event
 from orchestrator.execution import CancelWant, Execution, Spec
 from orchestrator.history import Sent
+from orchestrator.sandbox import Absent
 from orchestrator.stores.redis import Keys, RedisExecutions, RedisHistory, Server, prepare
 from orchestrator.workspaces.blobs import DirectoryBlobs
 from orchestrator.workspaces.directory import DirectoryStore
@@ -42,6 +43,14 @@ class Stage:
         asked = Spec(task=task, **spec)
         done = await self.parts.executions.submit(asked, execution_id=f"exe_{str(ULID()).lower()}")
         return done.execution
+
+    async def bash(self, script: str, **spec: Any) -> Execution:
+        return await self.submit(harness="command", command=("bash", "-c", script), **spec)
+
+    async def gone(self, sandbox_id: str) -> None:
+        """Wait until the sandbox is not there any more."""
+        while not isinstance(await self.parts.driver.observe(sandbox_id), Absent):
+            await asyncio.sleep(0.01)
 
     def work(self, **other: Any) -> Worker:
         """One more worker in this process."""
