@@ -245,6 +245,7 @@ class Attempt:
             exited=self._relay.exit is not None,
             harness_started=self._started,
             deadline_passed=self._deadline_at is not None and now >= self._deadline_at,
+            no_grace=self._grace_s <= 0,
             asked_to_stop=self._asked_at is not None,
             grace_passed=self._asked_at is not None and now >= self._asked_at + self._grace_s,
             killed=self._killed_at is not None,

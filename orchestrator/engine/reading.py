@@ -81,6 +81,7 @@ class Reading:
         self.consumed = execution.consumed
         self.output_mode: OutputMode = execution.output_mode
         self.numbers: dict[str, int] = {}  # message id → n, of those not consumed yet
+        self.informed = self.delivered <= self.consumed
         self._midline = False
         self._unstarted = ""
 
@@ -90,9 +91,9 @@ class Reading:
             self.numbers[message_id] = n
 
     def unresolved(self, frames: deque[Frame]) -> bool:
-        """True when a harness may acknowledge, in these frames, a message this reading has not been told of."""
-        missing = self.delivered - self.consumed - len(self.numbers)
-        return missing > 0 and any(b'"ack"' in frame.payload for frame in frames)
+        """True when a harness may acknowledge, in these frames, a message an earlier owner sent: then all that were
+        delivered must be made known, once."""
+        return not self.informed and any(b'"ack"' in frame.payload for frame in frames)
 
     def read(self, frames: deque[Frame]) -> Batch:
         """Take frames from the left, until a batch is full or complete. At least one frame must be there."""

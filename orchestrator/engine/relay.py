@@ -97,10 +97,11 @@ class Relay:
         while after < reading.delivered:
             messages = await self._history.inbox(self._execution_id, after, limit=_INBOX_PAGE)
             if not messages:
-                return
+                break
             for message in messages:
                 reading.know(message.id, message.n)
             after = messages[-1].n
+        reading.informed = True
 
 
 def trigger_of(end: Exit) -> Trigger:

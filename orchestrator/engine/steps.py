@@ -26,6 +26,7 @@ class View:
     harness_started: bool = False  # as init says; False too where nobody knows
     resumes: bool = False
     deadline_passed: bool = False
+    no_grace: bool = False
     asked_to_stop: bool = False  # SIGTERM was sent in this epoch
     grace_passed: bool = False
     killed: bool = False  # SIGKILL was sent in this epoch
@@ -148,7 +149,7 @@ def _stopping(view: View) -> Step | None:
         return Thaw()
     if view.killed:
         return Finish() if view.kill_passed else None
-    if view.grace_passed:
+    if view.grace_passed or view.no_grace:
         return Kill()
     return None if view.asked_to_stop else Terminate()
 

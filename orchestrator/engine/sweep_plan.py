@@ -12,17 +12,18 @@ from datetime import datetime, timedelta
 
 from orchestrator.execution import Execution
 from orchestrator.executions import Host
-from orchestrator.lifecycle import WITH_SANDBOX
+from orchestrator.lifecycle import ASLEEP, WITH_SANDBOX
 from orchestrator.sandbox import Found
 
 
 @dataclass(frozen=True, slots=True)
 class SweepPlan:
-    """`sandboxes`, `slots`: ids to remove. `expired`: finished executions whose time is over. `distrusted`: there
-    would have been something to remove, but the store knows nothing."""
+    """`sandboxes`, `slots`: ids to remove. `stale`: slots kept for their files only. `expired`: finished executions
+    whose time is over. `distrusted`: there would have been something to remove, but the store knows nothing."""
 
     sandboxes: tuple[str, ...] = ()
     slots: tuple[str, ...] = ()
+    stale: tuple[str, ...] = ()
     expired: tuple[Execution, ...] = ()
     distrusted: bool = False
 
@@ -45,11 +46,13 @@ def sweep_plan(
     folders = tuple(slot for slot, made_at in slots if slot not in named and made_at <= old)
     if not records:
         return SweepPlan(distrusted=bool(boxes or folders))
+    asleep = {record.sandbox_id for record in records if record.state in ASLEEP}
+    stale = tuple(slot for slot, made_at in slots if slot in asleep and made_at <= old)
     over = now - timedelta(seconds=retention_s)
     expired = (
         record for record in records if retention_s and record.finished_at is not None and record.finished_at < over
     )
-    return SweepPlan(boxes, folders, tuple(expired))
+    return SweepPlan(boxes, folders, stale, tuple(expired))
 
 
 def silent_hosts(hosts: Sequence[Host], heard: Mapping[str, tuple[datetime, float]], now_s: float) -> dict[str, float]:

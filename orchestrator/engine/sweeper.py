@@ -87,6 +87,10 @@ class Sweeper:
             if await parts.executions.owner_of_sandbox(slot) is None:
                 logger.warning("removing a slot no record names", extra={"sandbox": slot})
                 await self._carefully(self._remove_slot(slot), slot)
+        for slot in plan.stale:
+            if await asyncio.to_thread(parts.workspaces.slot(slot).spool.exists):
+                logger.info("removing the spool of an execution that has ended", extra={"sandbox": slot})
+                await self._carefully(parts.workspaces.strip(slot), slot)
         for execution in plan.expired:
             logger.info("removing a finished execution: its time is over", extra={"execution": execution.id})
             await parts.executions.remove(execution.id)

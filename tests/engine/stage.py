@@ -47,6 +47,11 @@ class Stage:
     async def bash(self, script: str, **spec: Any) -> Execution:
         return await self.submit(harness="command", command=("bash", "-c", script), **spec)
 
+    async def idle(self, worker: Worker) -> None:
+        """Wait until it owns nothing: also what follows an end is done."""
+        while worker.owned:
+            await asyncio.sleep(0.01)
+
     async def gone(self, sandbox_id: str) -> None:
         """Wait until the sandbox is not there any more."""
         while not isinstance(await self.parts.driver.observe(sandbox_id), Absent):
@@ -100,6 +105,11 @@ class Stage:
                     return event
             assert not page.closed, "it ended without"
         raise AssertionError("unreachable")
+
+    async def saw_record(self, execution: Execution, wanted: Callable[[Event], bool]) -> Execution:
+        """The record after `saw`."""
+        await self.saw(execution, wanted)
+        return await self.parts.executions.get(execution.id)
 
     async def until(self, execution: Execution, true: Callable[[Execution], bool]) -> Execution:
         """Wait until its record is so."""

@@ -58,6 +58,7 @@ def test_stopping_goes_term_kill_finish() -> None:
     assert step(S.STOPPING, reachable=False) is None
     assert step(S.STOPPING, harness_started=False) == Finish()
     assert step(S.STOPPING, frozen=True) == Thaw()
+    assert step(S.STOPPING, no_grace=True) == Kill()
 
 
 def test_pausing() -> None:
@@ -102,8 +103,8 @@ views = st.builds(
     attempt=st.just(2),
     **dict.fromkeys(
         (
-            *("reachable", "frozen", "exited", "harness_started", "deadline_passed", "asked_to_stop"),
-            *("grace_passed", "killed", "kill_passed"),
+            *("reachable", "frozen", "exited", "harness_started", "deadline_passed", "no_grace"),
+            *("asked_to_stop", "grace_passed", "killed", "kill_passed"),
         ),
         st.booleans(),
     ),
