@@ -29,13 +29,13 @@ def test_finished_is_final() -> None:
     assert not [trigger for state, trigger in TRANSITIONS if state is ExecutionState.FINISHED]
 
 
-@pytest.mark.parametrize("state", set(ExecutionState) - {ExecutionState.FINISHED})
+@pytest.mark.parametrize("state", sorted(set(ExecutionState) - {ExecutionState.FINISHED}))
 def test_every_state_can_be_cancelled_or_is_being_stopped(state: ExecutionState) -> None:
     ends = {ExecutionState.STOPPING, ExecutionState.FINISHED}
     assert state is ExecutionState.STOPPING or advance(state, Trigger.CANCEL) in ends
 
 
-@pytest.mark.parametrize("state", set(ExecutionState) - {ExecutionState.FINISHED})
+@pytest.mark.parametrize("state", sorted(set(ExecutionState) - {ExecutionState.FINISHED}))
 def test_every_state_leads_to_the_end(state: ExecutionState) -> None:
     reached, before = {state}, set[ExecutionState]()
     while reached != before:
@@ -44,7 +44,7 @@ def test_every_state_leads_to_the_end(state: ExecutionState) -> None:
     assert ExecutionState.FINISHED in reached
 
 
-@pytest.mark.parametrize("state", WITH_SANDBOX)
+@pytest.mark.parametrize("state", sorted(WITH_SANDBOX))
 def test_a_sandbox_can_be_lost_in_every_state_that_has_one(state: ExecutionState) -> None:
     assert advance(state, Trigger.SANDBOX_ABANDONED) is ExecutionState.FINISHED
 
