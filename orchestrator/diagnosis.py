@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import http.client
+import json
 import os
 import platform
 import shutil
@@ -308,8 +309,9 @@ def _is_ours(settings: Settings) -> bool:
     line = http.client.HTTPConnection(settings.bind_host, settings.port, timeout=2)
     try:
         line.request("GET", "/healthz")
-        return line.getresponse().getheader("server", "").startswith("carrel")
-    except (OSError, http.client.HTTPException):
+        told = json.loads(line.getresponse().read(4096))
+        return isinstance(told, dict) and {"status", "version"} <= told.keys()
+    except (OSError, ValueError, http.client.HTTPException):
         return False
     finally:
         line.close()
