@@ -3,10 +3,16 @@
 SHELL := /bin/bash
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help check test test-all bench image lock node clean uninstall
+.PHONY: help run demo check test test-all bench image lock node clean uninstall
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
+
+run:  ## set up what is missing, serve, show a first execution, keep serving until Ctrl-C
+	@.ci/demo run
+
+demo:  ## the same in an installation of its own, then stop; exit 0 only if the execution succeeded
+	@.ci/demo once
 
 check:  ## format, lint, types, layers
 	@.ci/check
