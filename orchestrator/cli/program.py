@@ -55,6 +55,10 @@ OURS, TIMEOUT, CTRL_C, USAGE, BROKEN_PIPE = 125, 124, 130, 2, 141
 _Refusal: type[BaseException] = typer.BadParameter.__mro__[2]
 
 
+class _ReaderGone(Exception):
+    """Nobody reads our stdout any more. A class of its own, because typer makes exit code 1 of BrokenPipeError."""
+
+
 class Verbs(TyperGroup):
     """The group whose commands are imported when they are called."""
 
@@ -80,6 +84,12 @@ class Verbs(TyperGroup):
             yield
         finally:
             self._overview = False
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            raise _ReaderGone from None
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         with self._names_only():
@@ -147,7 +157,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return OURS
     except (KeyboardInterrupt, typer.Abort):
         return CTRL_C
-    except BrokenPipeError:
+    except (_ReaderGone, BrokenPipeError):
         # The reader has gone (`carrel logs … | head`): no message, and none from the interpreter's last flush.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE

@@ -101,8 +101,8 @@ class Place:
         command = [sys.executable, "-m", "orchestrator", "serve", "--port", str(self.port)]
         for one in (f"installation={(self.folder / 'name').read_text()}", "log_level=warning", *self.settings):
             command += ["--set", one]
-        log = (self.folder / "server.log").open("ab")
-        self.server = subprocess.Popen(command, env=self.env, stdout=log, stderr=log)
+        with (self.folder / "server.log").open("ab") as log:
+            self.server = subprocess.Popen(command, env=self.env, stdout=log, stderr=log)
         until(self._ready, f"the server is ready; its log: {self.folder / 'server.log'}")
 
     def _ready(self) -> bool:
