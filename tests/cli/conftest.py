@@ -30,8 +30,9 @@ def place() -> Iterator[Place]:
 
 @pytest.fixture
 def own_place() -> Iterator[Place]:
-    """This test's own."""
+    """This test's own. A short lease: a test that kills its server does not wait long for the next one to take over."""
     made = _new()
+    made.settings = ("driver=scripted", "lease_s=2")
     try:
         made.serve()
         yield made

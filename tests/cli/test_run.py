@@ -236,7 +236,7 @@ def test_ctrl_c_before_it_begins_cancels(own_place: Place) -> None:
     assert own_place.server is not None
     own_place.server.terminate()
     own_place.server.wait()
-    own_place.settings = ("driver=scripted", "concurrency=1")
+    own_place.settings = ("driver=scripted", "lease_s=2", "concurrency=1")
     own_place.serve()
     own_place.ok("run", "-d", "--name", "first", "--", "sleep", "600")
     until(lambda: own_place.record("first")["state"] == "RUNNING", "the first runs")

@@ -1,0 +1,22 @@
+"""A real `carrel serve` on a real engine, with this checkout's image; its own store, directory, port and label."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cli.place import Place
+from tests.sandboxes import build_image
+
+
+@pytest.fixture(scope="session")
+def live() -> Iterator[Place]:
+    made = Place(Path(tempfile.mkdtemp(prefix="crl-", dir="/tmp")), settings=(f"image={build_image()}", "lease_s=5"))
+    try:
+        made.serve()
+        yield made
+    finally:
+        made.close()
