@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 import uuid
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.stores import embedded
+from tests.place import Place
 from tests.sandboxes import build_image
 
 
@@ -48,3 +50,31 @@ def installation() -> str:
 def sandbox_image() -> str:
     """The tag of this checkout's sandbox image; built when it is not there (minutes, once)."""
     return build_image()
+
+
+def _new_place() -> Place:
+    assert os.geteuid() == 0, "boxes are namespaces: these tests need root"
+    return Place(Path(tempfile.mkdtemp(prefix="crl-", dir="/tmp")))
+
+
+@pytest.fixture(scope="session")
+def place() -> Iterator[Place]:
+    """Shared: a test looks only at executions it made."""
+    made = _new_place()
+    try:
+        made.serve()
+        yield made
+    finally:
+        made.close()
+
+
+@pytest.fixture
+def own_place() -> Iterator[Place]:
+    """This test's own. A short lease: a test that kills its server does not wait long for the next one to take over."""
+    made = _new_place()
+    made.settings = ("driver=scripted", "lease_s=2")
+    try:
+        made.serve()
+        yield made
+    finally:
+        made.close()

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -25,7 +24,7 @@ def serve(
     effective = settings.load(
         flags.given(set_, data_dir=data_dir, redis_url=redis_url, bind_host=bind_host, port=port), file=config
     )
-    assembly: Any = import_module("orchestrator.assembly")
+    from orchestrator import assembly
 
     raise typer.Exit(assembly.run_serve(effective) or 0)
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -20,7 +19,7 @@ def worker(
 ) -> None:
     """Run a worker only: it takes due executions from the store and runs them here."""
     effective = settings.load(flags.given(set_, data_dir=data_dir, redis_url=redis_url), file=config)
-    assembly: Any = import_module("orchestrator.assembly")
+    from orchestrator import assembly
 
     raise typer.Exit(assembly.run_worker(effective) or 0)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.place import Place, until
+from tests.place import Place, until
 
 pytestmark = pytest.mark.root
 

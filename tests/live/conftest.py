@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.place import Place
+from tests.place import Place
 from tests.sandboxes import build_image
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.place import ROOT, Place, until
+from tests.place import ROOT, Place, until
 
 pytestmark = [pytest.mark.docker, pytest.mark.root]
 

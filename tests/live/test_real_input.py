@@ -18,7 +18,7 @@ import pytest
 
 from orchestrator.client import AsyncClient, Patience
 from orchestrator.events import Event
-from tests.cli.place import ROOT, Place
+from tests.place import ROOT, Place
 
 pytestmark = [pytest.mark.docker, pytest.mark.root, pytest.mark.timeout(600)]
 

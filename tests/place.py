@@ -1,5 +1,6 @@
-"""A real `carrel serve` for tests of the command line: its own store, directory, port and label; boxes of the scripted
-driver (the real init and real programs, without a container engine). And `carrel …` as a process of its own.
+"""A real `carrel serve` for tests of the command line and the client: its own store, directory, port and label; boxes
+of the scripted driver (the real init and real programs, without a container engine). And `carrel …` as a process of
+its own.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 LIMIT_S = 60.0
 
 
