@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Query, WebSocket
-from starlette.websockets import WebSocketDisconnect
+from starlette.websockets import WebSocketDisconnect, WebSocketState
 
 from orchestrator.errors import CarrelError, Forbidden, Gone, Unavailable
 from orchestrator.events import Cursor, Event
@@ -22,7 +22,7 @@ from orchestrator.server import problems
 from orchestrator.server.parts import Parts, Reader, ThePart
 from orchestrator.server.places import MOST_TAIL, place
 from orchestrator.server.steering import cancel_want, interrupt_want, new_id, send
-from orchestrator.server.viewers import admitted, beating, within
+from orchestrator.server.viewers import beating, check_room, counted, taken
 from orchestrator.tokens import Scope, Token
 from orchestrator.wire import channel as frames
 from orchestrator.wire.invalid import parsed
@@ -49,7 +49,8 @@ async def channel(
     """Refused before the handshake with a problem, as over HTTP; a place that is gone is an error frame."""
     execution = await parts.find(id, caller)
     start = place(execution, after=after, tail=tail)
-    with admitted(parts, "websocket"):
+    check_room(parts)
+    with counted(parts, "websocket"):
         await socket.accept()
         line = _Line(socket, parts)
         sending = asyncio.ensure_future(_show(line, execution.id, start))
@@ -75,7 +76,9 @@ class _Line:
         self._socket = socket
 
     async def text(self, frame: str) -> None:
-        await within(self.parts.settings.stall_limit_s, self._socket.send_text(frame))
+        if self._socket.application_state is not WebSocketState.CONNECTED:
+            raise WebSocketDisconnect  # the other half has closed it
+        await taken(self.parts, "websocket", self._socket.send_text(frame))
 
     async def say(self, frame: frames.ServerFrame) -> None:
         await self.text(frame.model_dump_json())
@@ -86,7 +89,7 @@ class _Line:
         await self.text(json.dumps(shape, default=str))
 
     async def close(self, code: int, reason: str = "") -> None:
-        await within(self.parts.settings.stall_limit_s, self._socket.close(code, reason[:_REASON_BYTES]))
+        await taken(self.parts, "websocket", self._socket.close(code, reason[:_REASON_BYTES]))
 
     async def receive(self) -> str | bytes:
         """One frame. Raises WebSocketDisconnect."""

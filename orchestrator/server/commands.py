@@ -41,7 +41,7 @@ async def exec_command(id: str, body: ExecBody, request: Request, parts: ThePart
     if accepts_sse(request.headers.get("accept", "")):
         # The first one is taken here: a refusal is a status, not a broken stream.
         first = await _first(happenings)
-        return Streamed(_pieces(first, happenings), parts=parts, media_type=MEDIA_TYPE)
+        return Streamed(_pieces(first, happenings), parts=parts, kind="exec")
     result = asyncio.ensure_future(_result(happenings, body))
     leaving = asyncio.ensure_future(until_gone(request.receive))
     try:

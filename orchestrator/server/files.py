@@ -225,7 +225,7 @@ async def _content(parts: Parts, files: Files, name: str, request: Request) -> R
     except BaseException:
         await parts.in_thread(file.close)
         raise
-    answer = Streamed(_read(parts, file, start, end), parts=parts, media_type=_TYPE, headers=headers)
+    answer = Streamed(_read(parts, file, start, end), parts=parts, kind="file", media_type=_TYPE, headers=headers)
     answer.status_code = status
     return answer
 

@@ -20,7 +20,7 @@ from orchestrator.events import Cursor, Event
 from orchestrator.history import Page
 from orchestrator.server import problems
 from orchestrator.server.parts import Parts
-from orchestrator.server.viewers import ViewerStalled, admitted, beating, cut, within
+from orchestrator.server.viewers import beating, check_room, counted, cut, taken
 
 logger = logging.getLogger(__name__)
 
@@ -55,15 +55,22 @@ def form(_execution_id: str, generation: int, events: Sequence[Event], encoded: 
 
 class Streamed(Response):
     """A response whose pieces come from an iterator; ends when the caller goes, and cuts a caller that takes nothing.
-    Raises ViewerStalled out of the app for that: the server then closes the connection."""
+    Raises ViewerStalled out of the app for that: the server then closes the connection. `kind`: for the metrics."""
 
     def __init__(
-        self, pieces: AsyncIterator[bytes], *, parts: Parts, media_type: str, headers: Mapping[str, str] | None = None
+        self,
+        pieces: AsyncIterator[bytes],
+        *,
+        parts: Parts,
+        kind: str,
+        media_type: str = MEDIA_TYPE,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(status_code=200, headers=dict(headers or _HEADERS), media_type=media_type)
         del self.headers["content-length"]
         self._pieces = pieces
         self._parts = parts
+        self._kind = kind
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         writing = asyncio.ensure_future(self._write(send))
@@ -78,13 +85,12 @@ class Streamed(Response):
             await asyncio.gather(writing, leaving, return_exceptions=True)
 
     async def _write(self, send: Send) -> None:
-        limit_s = self._parts.settings.stall_limit_s
-        pieces = self._pieces
+        parts, kind, pieces = self._parts, self._kind, self._pieces
         try:
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
             async for piece in pieces:
-                await within(limit_s, send(_body(piece)))
-            await within(limit_s, send(_body(b"", more=False)))
+                await taken(parts, kind, send(_body(piece)))
+            await taken(parts, kind, send(_body(b"", more=False)))
         finally:
             await pieces.aclose()  # type: ignore[attr-defined]
 
@@ -105,6 +111,7 @@ class EventStream:
     async def begin(parts: Parts, execution_id: str, start: Cursor) -> Response:
         """The response: a stream, or 204 when everything was seen. What is wrong with `start` is raised here, before
         the stream begins, so that it is a status and not a broken stream."""
+        check_room(parts)
         pages = parts.history.follow(execution_id, start)
         try:
             first = await anext(pages)
@@ -114,7 +121,7 @@ class EventStream:
         if first.closed and not first.events:
             await pages.aclose()  # type: ignore[attr-defined]
             return Response(status_code=204, headers=_HEADERS)
-        return Streamed(_pieces(parts, execution_id, start, first, pages), parts=parts, media_type=MEDIA_TYPE)
+        return Streamed(_pieces(parts, execution_id, start, first, pages), parts=parts, kind="sse")
 
 
 async def _pieces(
@@ -124,7 +131,7 @@ async def _pieces(
     sent_bytes = parts.metrics.sent_bytes.labels("sse")
     cursor = start
     told = False  # "up to date" is said once, when the viewer first has everything there is
-    with admitted(parts, "sse"):
+    with counted(parts, "sse"):
         beats = beating(_after(first, pages), stopping=parts.stopping, beat_s=parts.settings.heartbeat_s)
         try:
             yield f"retry: {_RETRY_MS}\n\n".encode()
@@ -171,4 +178,4 @@ def _json(members: Mapping[str, Any]) -> bytes:
     return json.dumps(members, default=str).encode()
 
 
-__all__ = ["MEDIA_TYPE", "EventStream", "Streamed", "ViewerStalled", "accepts_sse", "written"]
+__all__ = ["MEDIA_TYPE", "EventStream", "Streamed", "accepts_sse", "until_gone", "written"]

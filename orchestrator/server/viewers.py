@@ -62,15 +62,19 @@ class Encodings:
         return pieces
 
 
-@contextlib.contextmanager
-def admitted(parts: Parts, kind: Kind) -> Iterator[None]:
-    """One viewer more, within the process's bound. Raises TooMany."""
+def check_room(parts: Parts) -> None:
+    """Before an answer begins. Raises TooMany when this process has all the viewers it wants."""
     if parts.viewers >= parts.settings.viewer_limit:
         raise TooMany(
             f"this process has {parts.viewers} viewers",
             limit=f"{parts.settings.viewer_limit} viewers",
             retry_after_s=5,
         )
+
+
+@contextlib.contextmanager
+def counted(parts: Parts, kind: Kind) -> Iterator[None]:
+    """One viewer more, for as long as it lasts."""
     parts.viewers += 1
     parts.alone.clear()
     gauge = parts.metrics.viewers.labels(kind)
@@ -113,12 +117,14 @@ async def beating(pages: AsyncIterator[Page], *, stopping: asyncio.Event, beat_s
             await close()
 
 
-async def within(limit_s: float, sending: Awaitable[None]) -> None:
-    """Raises ViewerStalled when the other side does not take it in time."""
+async def taken(parts: Parts, kind: str, sending: Awaitable[None]) -> None:
+    """Raises ViewerStalled when the other side does not take it within the stall limit."""
     try:
-        async with asyncio.timeout(limit_s):
+        async with asyncio.timeout(parts.settings.stall_limit_s):
             await sending
     except TimeoutError:
+        parts.metrics.viewers_dropped.labels(kind).inc()
+        logger.info("a reader took nothing for too long and was cut", extra={"kind": kind})
         raise ViewerStalled from None
 
 

@@ -84,11 +84,12 @@ class Api:
     @asynccontextmanager
     async def caller(self, token: str | None, **headers: str) -> AsyncIterator[httpx.AsyncClient]:
         """A plain HTTP client, with this token or none: for what our own client would never send."""
-        async with _http(self.socket, token, **headers) as http:
+        async with http_over(self.socket, token, **headers) as http:
             yield http
 
 
-def _http(socket: Path, token: str | None, **headers: str) -> httpx.AsyncClient:
+def http_over(socket: Path, token: str | None, **headers: str) -> httpx.AsyncClient:
+    """A plain HTTP client on this unix socket."""
     given = {"authorization": f"Bearer {token}"} if token else {}
     return httpx.AsyncClient(
         transport=httpx.AsyncHTTPTransport(uds=str(socket)),
@@ -132,7 +133,7 @@ async def running_api(
         async with (
             serving(app, at=listen(path=socket), grace_s=2) as listening,
             AsyncClient(listening.url, token, patience=Patience(limit_s=20, first_s=0.01, most_s=0.1)) as client,
-            _http(socket, token) as http,
+            http_over(socket, token) as http,
         ):
             yield Api(
                 store=Store(server, keys, executions, history),
