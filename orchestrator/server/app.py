@@ -8,7 +8,6 @@ from typing import Any, Final
 
 from fastapi import APIRouter, FastAPI
 from fastapi.openapi.utils import get_openapi
-from starlette.types import ASGIApp
 
 from orchestrator import __version__
 from orchestrator.clock import Clock, SystemClock
@@ -22,6 +21,8 @@ from orchestrator.server.door import OPEN_PATHS, Door
 from orchestrator.server.executions import router as executions_router
 from orchestrator.server.metrics import Timing
 from orchestrator.server.parts import Parts, ServerSettings
+from orchestrator.server.streams import router as streams_router
+from orchestrator.streams import Streams
 from orchestrator.tokens import Tokens
 from orchestrator.wire.problem import Problem
 from orchestrator.workspace import Blobs
@@ -36,6 +37,7 @@ ROUTERS: Final[tuple[APIRouter, ...]] = (
     files.router,
     blobs_router,
     stats.router,
+    streams_router,
 )
 _TITLE: Final = "Carrel"
 _ABOUT: Final = "Every agent execution gets its own computer: durable, steerable, attachable by name."
@@ -50,10 +52,10 @@ def create_app(
     tokens: Tokens,
     settings: ServerSettings | None = None,
     clock: Clock | None = None,
-    streams: ASGIApp | None = None,
+    streams: Streams | None = None,
 ) -> FastAPI:
     """The app over these ports. It starts and closes none of them: whoever made them does. Must be made where its event
-    loop runs. `streams`: what serves /v1/stream, behind the same door.
+    loop runs. Without `streams`, /v1/stream answers 404.
 
     `app.state.parts.stopping` is to be set when the process begins to end (serve.py does): streams let go."""
     settings = settings or ServerSettings()
@@ -66,6 +68,7 @@ def create_app(
         tokens=tokens,
         settings=settings,
         clock=clock,
+        streams=streams,
     )
 
     @asynccontextmanager
@@ -76,8 +79,6 @@ def create_app(
 
     app = bare_app(lifespan=lifespan)
     app.state.parts = parts
-    if streams is not None:
-        app.mount("/v1/stream", streams)
     problems.install(app)
     # The last one added is the outermost.
     app.add_middleware(

@@ -24,6 +24,7 @@ from orchestrator.history import History
 from orchestrator.reach import Reach
 from orchestrator.server.metrics import Metrics
 from orchestrator.server.viewers import Encodings
+from orchestrator.streams import Streams
 from orchestrator.tokens import Scope, Token, Tokens
 from orchestrator.workspace import Blobs
 
@@ -67,6 +68,7 @@ class Parts:
         tokens: Tokens,
         settings: ServerSettings,
         clock: Clock,
+        streams: Streams | None = None,
     ) -> None:
         self.executions = executions
         self.history = history
@@ -75,6 +77,7 @@ class Parts:
         self.tokens = tokens
         self.settings = settings
         self.clock = clock
+        self.streams = streams
         self.metrics = Metrics()
         self.encodings = Encodings()
         self.stopping = asyncio.Event()  # set when this process begins to end: streams say so and let go

@@ -59,18 +59,18 @@ def status_of(error: errors.CarrelError) -> int:
     return next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
 
 
-def members_of(error: errors.CarrelError) -> dict[str, Any]:
+def members_of(error: errors.CarrelError, *, status: int | None = None) -> dict[str, Any]:
     """The problem's members; those of a socket's error frame are the same."""
-    status = status_of(error)
+    status = status or status_of(error)
     members = problem_of(error, status=status, title=HTTPStatus(status).phrase)
     if status == 503:
         members.setdefault("retry_after_s", _RETRY_AFTER_S)
     return members
 
 
-def answer(error: errors.CarrelError) -> Response:
-    """The response that says so."""
-    members = members_of(error)
+def answer(error: errors.CarrelError, *, status: int | None = None) -> Response:
+    """The response that says so. `status`: of a protocol that has its own for it."""
+    members = members_of(error, status=status)
     headers = {}
     if members["status"] == 401:
         headers["WWW-Authenticate"] = 'Bearer realm="carrel"'

@@ -12,7 +12,7 @@ import contextlib
 import logging
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal, TypeVar
 
 from orchestrator.errors import TooMany
 from orchestrator.events import Event
@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 #: Encoded pages kept for the next viewer. Live viewers of one history ask for the same pages within milliseconds.
 CACHE_BYTES: Final = 16 << 20
 
+T = TypeVar("T")
 Kind = Literal["sse", "websocket"]
 Form = Callable[[str, int, Sequence[Event], Sequence[bytes]], Sequence[bytes]]
 
@@ -88,10 +89,10 @@ def counted(parts: Parts, kind: Kind) -> Iterator[None]:
         gauge.dec()
 
 
-async def beating(pages: AsyncIterator[Page], *, stopping: asyncio.Event, beat_s: float) -> AsyncIterator[Page | None]:
+async def beating(pages: AsyncIterator[T], *, stopping: asyncio.Event, beat_s: float) -> AsyncIterator[T | None]:
     """The pages as they come; None whenever nothing came for `beat_s`. Ends with them, or soon after `stopping`."""
     stop = asyncio.ensure_future(stopping.wait())
-    coming: asyncio.Future[Page] | None = None
+    coming: asyncio.Future[T] | None = None
     try:
         while not stopping.is_set():
             if coming is None:

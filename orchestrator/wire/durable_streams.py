@@ -35,6 +35,16 @@ PRODUCER_EXPECTED: Final = "Producer-Expected-Seq"
 PRODUCER_RECEIVED: Final = "Producer-Received-Seq"
 SSE_ENCODING: Final = "Stream-SSE-Data-Encoding"
 
+#: For a browser on another origin: what it may send, and what it may read.
+SENT: Final = (
+    *("Content-Type", CLOSED, TTL, EXPIRES_AT, STREAM_SEQ, FORKED_FROM, FORK_OFFSET, FORK_SUB_OFFSET),
+    *(PRODUCER_ID, PRODUCER_EPOCH, PRODUCER_SEQ),
+)
+ANSWERED: Final = (
+    *(NEXT_OFFSET, UP_TO_DATE, CURSOR, CLOSED, TTL, EXPIRES_AT, SSE_ENCODING),
+    *(PRODUCER_EPOCH, PRODUCER_SEQ, PRODUCER_EXPECTED, PRODUCER_RECEIVED),
+)
+
 #: Section 8.1: cursors count intervals of 20 s since this day.
 _CURSOR_EPOCH_S: Final = int(datetime(2024, 10, 9, tzinfo=UTC).timestamp())
 _CURSOR_INTERVAL_S: Final = 20
