@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help run demo check test test-all bench image lock node clean uninstall
+.PHONY: help run demo check test test-all conformance bench image lock node clean uninstall
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -22,6 +22,9 @@ test:  ## the tests that belong to a change
 
 test-all:  ## the same at full size
 	@.ci/test all
+
+conformance:  ## the Durable Streams suite against a live server; last line: N passed, M failed
+	@.ci/setup python node && build/venv/bin/python -m tests.conformance.suite
 
 bench:  ## figures beside a bare Docker or Redis of the same run (ONLY=name,…); build/bench.json
 	@.ci/setup python engine image && PYTHONPATH=.:sandbox-image:agent-harness build/venv/bin/python -m tests.bench

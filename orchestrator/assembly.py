@@ -38,7 +38,7 @@ from orchestrator.server.parts import ServerSettings
 from orchestrator.server.serve import listen, serve
 from orchestrator.settings import Settings
 from orchestrator.stores.embedded import EmbeddedServer
-from orchestrator.stores.redis import Keys, RedisExecutions, RedisHistory, Server, prepare
+from orchestrator.stores.redis import Keys, RedisExecutions, RedisHistory, RedisStreams, Server, prepare
 from orchestrator.stores.redis.tokens import RedisTokens
 from orchestrator.workspaces.blobs import DirectoryBlobs
 from orchestrator.workspaces.directory import DirectoryStore
@@ -58,6 +58,7 @@ class Installed:
     blobs: DirectoryBlobs
     reach: LocalReach
     tokens: RedisTokens
+    streams: RedisStreams
     clock: Clock
 
 
@@ -74,6 +75,8 @@ async def installed(settings: Settings) -> AsyncIterator[Installed]:
         await prepare(server, keys)
         history = RedisHistory(server, keys)
         ending.push_async_callback(history.aclose)
+        streams = RedisStreams(server, keys)
+        ending.push_async_callback(streams.aclose)
         slots = settings.data_dir / "slots"
         driver = _driver(settings, slots, ending)
         workspaces = DirectoryStore(slots)
@@ -86,6 +89,7 @@ async def installed(settings: Settings) -> AsyncIterator[Installed]:
             blobs=DirectoryBlobs(settings.data_dir / "blobs"),
             reach=LocalReach(driver, workspaces, settings.host_name),
             tokens=RedisTokens(server, keys),
+            streams=streams,
             clock=SystemClock(),
         )
 
@@ -130,6 +134,7 @@ def app_of(parts: Installed) -> FastAPI:
         reach=parts.reach,
         blobs=parts.blobs,
         tokens=parts.tokens,
+        streams=parts.streams,
         clock=parts.clock,
         settings=ServerSettings(
             allowed_hosts=(*settings.allowed_hosts, settings.bind_host),

@@ -19,7 +19,7 @@ from orchestrator.errors import BadInput, CarrelError, Unavailable
 from orchestrator.events import Cursor
 from orchestrator.server.parts import Parts
 from orchestrator.server.sse import Streamed, until_gone
-from orchestrator.server.viewers import admitted, beating, cut
+from orchestrator.server.viewers import beating, check_room, counted, cut
 from orchestrator.streams import Chunk, StreamName, Streams
 from orchestrator.wire import durable_streams as wire
 
@@ -128,6 +128,7 @@ async def _events(
     parts: Parts, streams: Streams, name: StreamName, at: Cursor | None, request: Request, *, came_back: bool
 ) -> Response:
     """What is wrong is raised before the first byte, so that it is a status and not a broken stream."""
+    check_room(parts)
     chunks = streams.follow(name, at, max_bytes=_EVENT_BYTES)
     try:
         first = await anext(chunks)
@@ -142,12 +143,12 @@ async def _events(
     if not wire.sse_is_text(wire.media_type(first.stream.content_type)):
         headers[wire.SSE_ENCODING] = "base64"
     pieces = _pieces(parts, first, chunks, _cursor(parts, request))
-    return Streamed(pieces, parts=parts, media_type="text/event-stream", headers=headers)
+    return Streamed(pieces, parts=parts, kind="sse", headers=headers)
 
 
 async def _pieces(parts: Parts, first: Chunk, chunks: AsyncIterator[Chunk], cursor: str) -> AsyncIterator[bytes]:
     until_s = parts.clock.monotonic() + _EVENTS_S
-    with admitted(parts, "sse"):
+    with counted(parts, "sse"):
         beats = beating(_after(first, chunks), stopping=parts.stopping, beat_s=parts.settings.heartbeat_s)
         try:
             async for chunk in beats:
