@@ -7,7 +7,6 @@ passes until the host has said that the spawner is in its cgroup (`open`). Knows
 from __future__ import annotations
 
 import _socket
-import array
 import os
 
 from sandbox_init.frames import Frame, encode
@@ -80,6 +79,10 @@ class Gate:
         control.setblocking(False)
         loop.watch(control.fileno(), READ, self._control_ready)
 
+    def seal(self) -> None:
+        """Tell the spawner to give up what none may have. Nothing is started before it says that it has."""
+        self._control.send(b"s")
+
     def spawn(self, spawn: Spawn) -> None:
         if self.spawner_pid == 0:
             spawn.close_fds()
@@ -125,8 +128,9 @@ class Gate:
         ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM)
         spawn.link = ours
         ours.setblocking(False)
-        fds = array.array("i", [*spawn.fds, theirs.fileno()])
-        rights = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, fds.tobytes())]
+        # C ints by hand: `array` would import all of `collections`, 3 ms and 0.3 MB.
+        fds = b"".join([fd.to_bytes(4, "little") for fd in (*spawn.fds, theirs.fileno())])
+        rights = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, fds)]
         try:
             # The spawner has answered the request before this one, so its buffer is empty: the first bytes fit.
             sent = self._control.sendmsg([spawn.request], rights)

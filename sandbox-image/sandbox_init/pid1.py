@@ -91,6 +91,7 @@ class Init:
         )
         self.loop.after_every_batch(self._retry_disk)
         say_ready(self.loop, CTL)
+        self.gate.seal()
 
     def run(self) -> NoReturn:
         self.loop.run()

@@ -7,7 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-from tests.bench import latency, throughput
+from tests.bench import init, latency, throughput
 from tests.bench.figures import Figure, table, write_json
 from tests.bench.site import site
 
@@ -19,6 +19,7 @@ BENCHES = {
     "output": throughput.output,
     "events": throughput.events,
     "viewers": throughput.viewers,
+    "init": init.init,
 }
 
 
