@@ -1,7 +1,7 @@
 -- needs: clock transitions record queue life
 -- Frames, the worker's own entries and a change of the record: all of it or nothing. ARGV: prefix, id, epoch, fenced,
 -- attempt, own ('' = none), first src, last src ('' = no frames), how many entries they are, the change as JSON
--- ('' = none); then four for each entry, those of the frames first: head, time in ms (0 = now), data, body.
+-- ('' = none); then two for each entry, those of the frames first: head (its time may be -, which is now), body.
 local epoch, fenced, attempt, own = tonumber(ARGV[3]), ARGV[4] == '1', tonumber(ARGV[5]), tonumber(ARGV[6])
 local first_src, last_src, of_frames = tonumber(ARGV[7]), tonumber(ARGV[8]), tonumber(ARGV[9])
 local BASE = 10
@@ -23,11 +23,11 @@ if last_src then
     skip, last_src = of_frames, nil
   elseif fenced then
     if first_src > src + 1 then return { 'resend', src + 1 } end
-    while skip < of_frames and tonumber(string.match(ARGV[BASE + 1 + 4 * skip], '^%d+')) <= src do skip = skip + 1 end
+    while skip < of_frames and tonumber(string.match(ARGV[BASE + 1 + 2 * skip], '^%d+')) <= src do skip = skip + 1 end
     if last_src <= src then last_src = nil end
   end
 end
-local count = math.floor((#ARGV - BASE) / 4)
+local count = math.floor((#ARGV - BASE) / 2)
 local own_count = repeated and 0 or count - of_frames
 local nothing = not last_src and not change and own_count == 0
 
@@ -50,11 +50,11 @@ if nothing then return { 'ok', x.tail, x.src, x.state, 1 } end
 
 local history, tail, at = key(x.id, 'history'), x.tail, wall()
 local function write(from, upto)
-  for i = BASE + 1 + 4 * from, BASE + 4 * upto, 4 do
+  for i = BASE + 1 + 2 * from, BASE + 2 * upto, 2 do
+    local head = ARGV[i]
+    if string.find(head, ' - ', 1, true) then head = string.gsub(head, '^(%d+ %d+ %a) %- ', '%1 ' .. at .. ' ') end
     tail = tail + 1
-    local time = ARGV[i + 1]
-    if time == '0' then time = at end
-    call('XADD', history, tail .. '-0', 'h', ARGV[i], 't', time, 'd', ARGV[i + 2], 'b', ARGV[i + 3])
+    call('XADD', history, tail .. '-0', 'h', head, 'b', ARGV[i + 1])
   end
 end
 write(skip, of_frames)
