@@ -306,10 +306,13 @@ class ContainerCgroup:
 def left_behind(container_id: str, mounts: Hierarchies) -> ContainerCgroup | None:
     """The cgroup of a container that has no process any more, by the names engines give them; None when nothing is
     left."""
-    names = (f"docker/{container_id}", f"system.slice/docker-{container_id}.scope")
 
     def there(mount: Path) -> Path | None:
-        return next((mount / name for name in names if (mount / name).is_dir()), None)
+        # cgroupfs: <parent>/<id>, the parent is `docker` unless configured; systemd: a scope in a slice.
+        for pattern in (f"*/{container_id}", f"*/docker-{container_id}.scope"):
+            for found in mount.glob(pattern):
+                return found
+        return None
 
     unified = there(mounts.unified) if mounts.unified is not None else None
     v1 = {name: found for name, mount in mounts.v1.items() if (found := there(mount)) is not None}
