@@ -42,6 +42,11 @@ class RedisHistory:
         """End the hub's readers. Followers get StoreUnavailable."""
         await self._hub.aclose()
 
+    @property
+    def readers(self) -> int:
+        """How many histories are read live now, in this process: for metrics."""
+        return self._hub.readers
+
     async def append(
         self,
         lease: Lease,
