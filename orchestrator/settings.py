@@ -18,7 +18,7 @@ from types import MappingProxyType
 from typing import Any, Final, cast
 
 from orchestrator.errors import BadInput
-from orchestrator.execution import GIB, MIB, Limits, Resources
+from orchestrator.execution import GIB, KIB, MIB, Limits, Resources
 from orchestrator.rules import Rule, choice, directory, listing, number, seconds, size, text, whole
 
 PREFIX: Final = "CARREL_"
@@ -91,7 +91,9 @@ class Settings:
     allowed_origins: tuple[str, ...] = setting(
         listing("origins (https://name)"), (), "Browser origins that may call the api besides its own.", shown="none"
     )
-    message_limit_bytes: int = setting(size(1, 16 * MIB), 1 * MIB, "Largest steering message.")
+    message_limit_bytes: int = setting(
+        size(1, 512 * KIB), 512 * KIB, "Largest steering message: with its JSON around it, it is one frame to init."
+    )
     upload_limit_bytes: int = setting(size(1, 1024 * GIB), 1 * GIB, "Largest uploaded file.")
 
     # ---- the worker

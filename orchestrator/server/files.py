@@ -17,10 +17,12 @@ from typing import Annotated, Final
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from fastapi import APIRouter, Query, Request, Response
+from starlette.convertors import Convertor, register_url_convertor
 from starlette.requests import ClientDisconnect
 
 from orchestrator.errors import BadInput, NotFound, TooLarge
 from orchestrator.server.parts import Attacher, Parts, Reader, ThePart
+from orchestrator.server.problems import Unsatisfiable
 from orchestrator.server.sse import Streamed
 from orchestrator.wire.bounds import OCTAL_MODE
 from orchestrator.wire.files import Artifact, Artifacts, FileEntry, FilePage
@@ -39,13 +41,22 @@ _RANGE: Final = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 _TYPE: Final = "application/octet-stream"
 
 
-class Unsatisfiable(BadInput):
-    """A range that begins behind the file's end."""
+class _AnyPath(Convertor[str]):
+    """A path of any characters: the framework's own `path` stops at a line end, which a file's name may hold."""
 
-    code = "range_not_satisfiable"
+    regex = "(?s:.*)"
+
+    def convert(self, value: str) -> str:
+        return value
+
+    def to_string(self, value: str) -> str:
+        return value
 
 
-@router.get("/files/{path:path}", response_model=FilePage | FileEntry, summary="Read or list")
+register_url_convertor("anypath", _AnyPath())
+
+
+@router.get("/files/{path:anypath}", response_model=FilePage | FileEntry, summary="Read or list")
 async def read(
     id: str,
     path: str,
@@ -69,14 +80,14 @@ async def read(
     return await _content(parts, files, name, request)
 
 
-@router.head("/files/{path:path}", include_in_schema=False)
+@router.head("/files/{path:anypath}", include_in_schema=False)
 async def head(id: str, path: str, request: Request, parts: ThePart, caller: Reader) -> Response:
     """What GET would say of a file, without its bytes."""
     files = await parts.reach.files(await parts.find(id, caller))
     return await _content(parts, files, _path(request, "files"), request)
 
 
-@router.put("/files/{path:path}", status_code=201, response_model=FileEntry, summary="Write")
+@router.put("/files/{path:anypath}", status_code=201, response_model=FileEntry, summary="Write")
 async def write(
     id: str,
     path: str,
@@ -154,7 +165,7 @@ async def artifacts(id: str, parts: ThePart, caller: Reader) -> Response:
     return _json(await parts.in_thread(_artifacts, files))
 
 
-@router.get("/artifacts/{path:path}", response_class=Response, summary="Download")
+@router.get("/artifacts/{path:anypath}", response_class=Response, summary="Download")
 async def artifact(id: str, path: str, request: Request, parts: ThePart, caller: Reader) -> Response:
     """An artifact's bytes (Range, ETag); the path is relative to /workspace/artifacts."""
     files = await parts.reach.files(await parts.find(id, caller))
@@ -177,7 +188,7 @@ def _place(after: str) -> str:
     if not after:
         return ""
     try:
-        return os.fsdecode(base64.urlsafe_b64decode(after.encode("ascii")))
+        return os.fsdecode(base64.b64decode(after.encode("ascii"), altchars=b"-_", validate=True))
     except (binascii.Error, UnicodeEncodeError):
         raise BadInput(
             "this is not a place in a listing", field="after", limit="`next` of the page before", remedy="leave it out"

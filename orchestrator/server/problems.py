@@ -52,7 +52,13 @@ class Misdirected(errors.Forbidden):
     code = "misdirected"
 
 
-STATUS[Misdirected] = 421
+class Unsatisfiable(errors.BadInput):
+    """A range that begins behind the end. `data`: size (bytes there are)."""
+
+    code = "range_not_satisfiable"
+
+
+STATUS.update({Misdirected: 421, Unsatisfiable: 416})
 
 
 def status_of(error: errors.CarrelError) -> int:
@@ -76,6 +82,8 @@ def answer(error: errors.CarrelError, *, status: int | None = None) -> Response:
         headers["WWW-Authenticate"] = 'Bearer realm="carrel"'
     if (retry_after_s := members.get("retry_after_s")) is not None:
         headers["Retry-After"] = str(max(1, round(float(retry_after_s))))
+    if members["status"] == 416:
+        headers["Content-Range"] = f"bytes */{error.data.get('size', '*')}"
     # Escaped to ASCII: what was sent to us may hold lone surrogates, and is shown again here.
     body = json.dumps(members, default=str).encode()
     return Response(body, status_code=members["status"], headers=headers, media_type=MEDIA_TYPE)

@@ -67,7 +67,8 @@ class Streamed(Response):
         headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(status_code=200, headers=dict(headers or _HEADERS), media_type=media_type)
-        del self.headers["content-length"]
+        if "content-length" not in {name.lower() for name in headers or ()}:
+            del self.headers["content-length"]
         self._pieces = pieces
         self._parts = parts
         self._kind = kind

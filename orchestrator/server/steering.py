@@ -3,8 +3,9 @@ Knows no worker."""
 
 from __future__ import annotations
 
+import json
 import secrets
-from typing import Annotated
+from typing import Annotated, Final
 
 from fastapi import APIRouter, Body, Request, Response
 
@@ -18,6 +19,9 @@ from orchestrator.server.waiting import first_page, preferred_wait_s
 from orchestrator.wire.record import Record
 from orchestrator.wire.steering import CancelBody, MessageBody, Receipt, ResizeBody, WishBody
 
+#: Of the 1 MiB a frame to init holds (PROTOCOL.md), less the JSON around the text.
+_FRAME_BYTES: Final = (1 << 20) - 4096
+
 router = APIRouter(prefix="/v1/executions/{id}", tags=["steering"])
 
 Wish = Annotated[WishBody, Body(default_factory=lambda: WishBody())]
@@ -30,18 +34,21 @@ def new_id() -> str:
 
 async def send(parts: Parts, execution: Execution, body: MessageBody) -> Receipt:
     """Put a message into the inbox. Raises Conflict where nobody will read it, TooLarge; else as History.send."""
-    if (execution.spec.stdin or harness_of(execution.spec).stdin) == "none":
+    stdin = execution.spec.stdin or harness_of(execution.spec).stdin
+    if stdin == "none":
         raise Conflict(
             "this execution's harness reads no input",
             state=execution.state.value,
             remedy="submit it with stdin: text, or use exec",
         )
     content = body.content()
-    if len(content) > parts.settings.message_limit_bytes:
+    # As JSON it must still fit one frame to init: refused here, because once accepted it cannot be delivered.
+    framed = len(json.dumps(content.decode(errors="replace"))) if stdin == "jsonl" else 0
+    if len(content) > parts.settings.message_limit_bytes or framed > _FRAME_BYTES:
         raise TooLarge(
             f"the message has {len(content)} bytes",
-            field="text",
-            limit=f"{parts.settings.message_limit_bytes} bytes",
+            field="text" if body.text is not None else "data_b64",
+            limit=f"{parts.settings.message_limit_bytes} bytes, and {_FRAME_BYTES} when written as JSON in ASCII",
             remedy="upload a file and name it in the message",
         )
     message_id = body.id or new_id()

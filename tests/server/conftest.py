@@ -14,12 +14,14 @@ import httpx
 import pytest
 
 from orchestrator.client import AsyncClient, Patience
-from orchestrator.execution import Execution
+from orchestrator.drivers.scripted import ScriptedDriver
+from orchestrator.execution import Execution, Resources
 from orchestrator.executions import Claim
 from orchestrator.history import Lease
 from orchestrator.lifecycle import Trigger
+from orchestrator.link import OwnerLink
 from orchestrator.reaches.local import LocalReach
-from orchestrator.sandbox import Duplex
+from orchestrator.sandbox import SandboxSpec
 from orchestrator.server.admin_token import ensure_admin_token
 from orchestrator.server.app import create_app
 from orchestrator.server.parts import Parts, ServerSettings
@@ -33,15 +35,7 @@ from tests.contracts.redis_store import Store
 HOST = "h1"
 
 
-class SlotSockets:
-    """The part of a driver that Reach uses: init's socket in the slot."""
-
-    def __init__(self, workspaces: DirectoryStore) -> None:
-        self._workspaces = workspaces
-
-    async def connect(self, sandbox_id: str) -> Duplex:
-        reader, writer = await asyncio.open_unix_connection(str(self._workspaces.slot(sandbox_id).socket))
-        return Duplex(reader, writer)
+INIT = Path(__file__).parents[2] / "sandbox-image" / "sandbox_init"
 
 
 @dataclass
@@ -51,6 +45,7 @@ class Api:
     store: Store
     tokens: RedisTokens
     workspaces: DirectoryStore
+    driver: ScriptedDriver
     parts: Parts
     listening: Listening
     data_dir: Path
@@ -72,6 +67,25 @@ class Api:
         await self.store.place(claim.lease, own=1, host=HOST)
         await self.store.move(claim.lease, Trigger.HARNESS_STARTED, own=2, started=True)
         return claim.lease
+
+    @asynccontextmanager
+    async def boxed(self) -> AsyncIterator[str]:
+        """The id of one that runs, with a living sandbox (needs root): real init, no harness."""
+        lease = await self.running()
+        sandbox_id = f"sbx_{lease.execution_id}_1"
+        slot = self.workspaces.slot(sandbox_id)
+        await self.driver.ensure(SandboxSpec("any", Resources(), slot.path), sandbox_id)
+        try:
+            owner = await OwnerLink.open(
+                await self.driver.connect(sandbox_id), epoch=lease.epoch, after=0, changed=asyncio.Event()
+            )
+            try:
+                await owner.open_gate(cgroup=False)
+            finally:
+                await owner.close()
+            yield lease.execution_id
+        finally:
+            await self.driver.remove(sandbox_id)
 
     async def record(self, id: str) -> Execution:
         return await self.store.executions.get(id)
@@ -119,10 +133,11 @@ async def running_api(
     server, keys = Server(redis_url), Keys(installation)
     executions, history, tokens = RedisExecutions(server, keys), RedisHistory(server, keys), RedisTokens(server, keys)
     workspaces = DirectoryStore(data_dir / "slots")
+    driver = ScriptedDriver(data_dir / "boxes", data_dir / "slots", INIT)
     app = create_app(
         executions=executions,
         history=history,
-        reach=LocalReach(SlotSockets(workspaces), workspaces, HOST),  # type: ignore[arg-type]
+        reach=LocalReach(driver, workspaces, HOST),
         blobs=DirectoryBlobs(data_dir / "blobs"),
         tokens=tokens,
         settings=settings,
@@ -139,6 +154,7 @@ async def running_api(
                 store=Store(server, keys, executions, history),
                 tokens=tokens,
                 workspaces=workspaces,
+                driver=driver,
                 parts=app.state.parts,
                 listening=listening,
                 data_dir=data_dir,

@@ -39,7 +39,7 @@ OPERATIONS = sorted(set(operations()))
 
 
 def filled(path: str, id: str) -> str:
-    return path.replace("{id}", id).replace("{path:path}", "x").replace("{sha256}", "0" * 64)
+    return path.replace("{id}", id).replace("{path:anypath}", "x").replace("{sha256}", "0" * 64)
 
 
 @pytest.fixture
