@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
@@ -31,7 +32,10 @@ from orchestrator.client.nouns import Record, event_as_json
 from orchestrator.errors import CarrelError, Conflict, NotFound
 
 BOTH = frozenset({"stdout", "stderr"})
+CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP)
 READ_BYTES = 64 * 1024
+#: On a terminal: how long nothing may happen before it is said what is waited for.
+SAID_AFTER_S = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,21 +56,38 @@ class _Leave(Exception):
         self.code = code
 
 
+class _Early:
+    """Keeps signals that come while the submit is under way: whether it was accepted is known only afterwards, and a
+    Ctrl-C must not leave something running that nobody watches. A second one ends us at once."""
+
+    def __init__(self) -> None:
+        self.came: list[signal.Signals] = []
+        for number in CAUGHT:
+            signal.signal(number, self._keep)
+
+    def _keep(self, number: int, _frame: object) -> None:
+        if self.came:
+            raise KeyboardInterrupt
+        self.came.append(signal.Signals(number))
+
+
 @dataclass(slots=True)
 class _Hands:
     """What a person does to the execution while it is watched."""
 
     execution: AsyncExecution
     talk: bool
-    signals: asyncio.Queue[int] = field(default_factory=asyncio.Queue)
+    signals: asyncio.Queue[signal.Signals] = field(default_factory=asyncio.Queue)
     interrupts: int = 0
     cancelled: bool = False
 
-    def catch(self) -> None:
-        """From now on signals are ours to interpret."""
+    def catch(self, early: _Early) -> None:
+        """From now on signals are ours to interpret; first those that came during the submit."""
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP):
+        for number in CAUGHT:
             loop.add_signal_handler(number, self.signals.put_nowait, number)
+        for number in early.came:
+            self.signals.put_nowait(number)
 
     async def act(self, group: asyncio.TaskGroup) -> None:
         """Ends by _Leave only."""
@@ -118,12 +139,13 @@ def run(ctx: typer.Context, spec: dict[str, Any], gathered: Sequence[tuple[Path,
             if talk:
                 console.note(f"uploading {len(gathered)} files")
             spec["files"] = gathering.upload(client, gathered)
+        early = _Early()
         submitted = client.submit(key=key, **spec)
         profile.remember(client.address.url, submitted.id)
         if talk:
             console.note(submitted.id)
         try:
-            code, record = asyncio.run(_watch(ctx, submitted.id, watch, talk))
+            code, record = asyncio.run(_watch(ctx, submitted.id, watch, talk, early))
         except _Leave as left:
             return left.code
         except BrokenPipeError:
@@ -139,20 +161,22 @@ def run(ctx: typer.Context, spec: dict[str, Any], gathered: Sequence[tuple[Path,
         return code
 
 
-async def _watch(ctx: typer.Context, id: str, watch: Watch, talk: bool) -> tuple[int, Record]:
+async def _watch(ctx: typer.Context, id: str, watch: Watch, talk: bool, early: _Early) -> tuple[int, Record]:
     outage = reaching.Outage(quiet=watch.quiet)
     async with reaching.async_client(ctx, on_retry=outage.retry) as client:
         execution = client.execution(id)
         hands = _Hands(execution, talk)
-        hands.catch()
+        hands.catch(early)
         try:
             async with asyncio.TaskGroup() as group:
                 acting = group.create_task(hands.act(group))
+                telling = group.create_task(_tell(execution, talk))
                 if watch.interactive:
                     _forward_stdin(execution)
                 await _follow(execution, watch.as_json, outage)
                 record = await execution.wait()
                 acting.cancel()
+                telling.cancel()
         except BaseExceptionGroup as several:
             for kind in (_Leave, BrokenPipeError, CarrelError, OSError):
                 found = _first(several, kind)
@@ -160,6 +184,16 @@ async def _watch(ctx: typer.Context, id: str, watch: Watch, talk: bool) -> tuple
                     raise found from None
             raise
         return endings.exit_code(record, interrupted=hands.interrupts > 0), record
+
+
+async def _tell(execution: AsyncExecution, talk: bool) -> None:
+    """Say it when nobody takes it: an installation without a worker looks like one that is slow."""
+    if not talk:
+        return
+    await asyncio.sleep(SAID_AFTER_S)
+    with contextlib.suppress(CarrelError):
+        if (await execution.refresh()).state == "QUEUED":
+            console.note("queued: no worker has taken it yet (`carrel stats` shows the workers)")
 
 
 def _first(group: BaseExceptionGroup[BaseException], kind: type[BaseException]) -> BaseException | None:

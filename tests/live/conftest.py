@@ -9,12 +9,11 @@ from pathlib import Path
 import pytest
 
 from tests.place import Place
-from tests.sandboxes import build_image
 
 
 @pytest.fixture(scope="session")
-def live() -> Iterator[Place]:
-    made = Place(Path(tempfile.mkdtemp(prefix="crl-", dir="/tmp")), settings=(f"image={build_image()}", "lease_s=5"))
+def live(sandbox_image: str) -> Iterator[Place]:
+    made = Place(Path(tempfile.mkdtemp(prefix="crl-", dir="/tmp")), settings=(f"image={sandbox_image}", "lease_s=5"))
     try:
         made.serve()
         yield made
