@@ -70,20 +70,26 @@ def _flush_data() -> None:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, styles: Mapping[str, str] | None = None) -> None:
-    """Aligned columns. On a terminal in its width, colours by cell text; else as wide as needed, plain."""
+    """Aligned columns. On a terminal cut to its width, coloured by cell text (NO_COLOR is heard); else whole and
+    plain."""
+    shown = [[printable(cell) for cell in row] for row in rows]
+    if not sys.stdout.isatty():
+        head = [list(columns)] if any(columns) else []
+        widths = [max((len(cell) for cell in column), default=0) for column in zip(*head, *shown, strict=True)]
+        for row in [*head, *shown]:
+            line("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        return
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    tty = sys.stdout.isatty()
-    shown = Table(box=None, pad_edge=False, show_edge=False, header_style="bold" if tty else "")
-    for column in columns:
-        shown.add_column(
-            column, no_wrap=column != columns[-1], overflow="fold" if column != columns[-1] else "ellipsis"
-        )
-    for row in rows:
-        shown.add_row(*(Text(printable(cell), style=(styles or {}).get(cell, "") if tty else "") for cell in row))
-    Console(highlight=False, soft_wrap=not tty, width=None if tty else 10_000).print(shown)
+    drawn = Table(box=None, pad_edge=False, show_edge=False, header_style="bold", show_header=any(columns))
+    for at, column in enumerate(columns):
+        is_last = at == len(columns) - 1
+        drawn.add_column(column, no_wrap=not is_last, overflow="fold" if is_last else "ellipsis")
+    for row in shown:
+        drawn.add_row(*(Text(cell, style=(styles or {}).get(cell, "")) for cell in row))
+    Console(highlight=False).print(drawn)
 
 
 def age(moment: datetime | None, now: datetime | None = None) -> str:

@@ -6,6 +6,8 @@ from orchestrator.client.nouns import Record
 from orchestrator.execution import OutcomeKind, Reason
 
 OURS, TIMEOUT, CTRL_C = 125, 124, 130
+#: Reasons that kind, exit code and signal have said already.
+SELF_EVIDENT = frozenset({Reason.EXIT_CODE, Reason.SIGNAL, Reason.CANCELLED, Reason.DEADLINE})
 
 #: What to do about it, where there is something to do.
 _REMEDIES = {
@@ -35,12 +37,12 @@ def exit_code(record: Record, *, interrupted: bool = False) -> int:
 
 
 def summary(record: Record) -> str:
-    """`FAILED exit_code 3`, `TIMED_OUT deadline`, `CANCELLED cancelled signal 15`."""
+    """`FAILED exit 3`, `FAILED oom signal 9`, `CANCELLED signal 15`, `TIMED_OUT signal 15`."""
     outcome = record.outcome
     if outcome is None:
         return str(record.state)
     words = [str(outcome.kind)]
-    if outcome.kind is not OutcomeKind.SUCCEEDED and outcome.reason not in (Reason.EXIT_CODE, Reason.SIGNAL):
+    if outcome.kind is not OutcomeKind.SUCCEEDED and outcome.reason not in SELF_EVIDENT:
         words.append(str(outcome.reason))
     if outcome.exit_code:
         words.append(f"exit {outcome.exit_code}")
@@ -54,7 +56,7 @@ def complaint(record: Record) -> tuple[str, str]:
     outcome = record.outcome
     if outcome is None or outcome.kind is OutcomeKind.SUCCEEDED:
         return "", ""
-    if outcome.reason in (Reason.EXIT_CODE, Reason.SIGNAL, Reason.CANCELLED, Reason.BAD_CONFIGURATION):
+    if outcome.reason in (SELF_EVIDENT - {Reason.DEADLINE}) or outcome.reason is Reason.BAD_CONFIGURATION:
         return "", ""
     said = f"{record.id} ended {outcome.kind} ({outcome.reason})"
     if outcome.message:

@@ -55,14 +55,14 @@ def ps(
             for record in found:
                 console.line(record.id if quiet else record.model_dump_json())
             return
-        columns = ("ID", "NAME", "STATE", "AGE", "HARNESS", "TASK")
+        columns = ("ID", "NAME", "STATE", "AGE", "TASK")
         console.table(columns, (_row(record) for record in found), styles=STYLES)
 
 
 def _row(record: Record) -> tuple[str, ...]:
     what = " ".join(record.command) or record.task
     state = endings.summary(record)
-    return record.id, record.name, state, console.age(record.created_at), record.harness, what.strip()[:TASK_CHARS]
+    return record.id, record.name, state, console.age(record.created_at), what.strip()[:TASK_CHARS]
 
 
 def register(app: typer.Typer) -> None:

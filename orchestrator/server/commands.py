@@ -12,7 +12,8 @@ from typing import Any, Final
 
 from fastapi import APIRouter, Request, Response
 
-from orchestrator.errors import CarrelError, LinkLost
+from orchestrator.errors import CarrelError, Conflict, LinkLost
+from orchestrator.lifecycle import ExecutionState
 from orchestrator.link import ExecExit, ExecOutput, ExecStarted, ViewerLink
 from orchestrator.server import problems
 from orchestrator.server.parts import Attacher, ThePart
@@ -34,6 +35,9 @@ _STREAM_DOC: Final[dict[int | str, dict[str, Any]]] = {
 async def exec_command(id: str, body: ExecBody, request: Request, parts: ThePart, caller: Attacher) -> Response:
     """Runs as the harness's user in its sandbox, not through its history. Ends with the request, unless `detach`."""
     execution = await parts.find(id, caller)
+    if execution.state is ExecutionState.PAUSED:
+        # Its first process would freeze with the others, and the caller would wait for ever.
+        raise Conflict(f"{execution.id} is paused", state=execution.state, remedy="resume it first")
     request.scope["carrel.held"] = True
     link = await ViewerLink.open(await parts.reach.open(execution))
     parts.metrics.execs.inc()

@@ -20,7 +20,7 @@ def test_ps(place: Place) -> None:
     living = place.ok("ps")
     assert "ps-lives" in living and "ps-done" not in living
     row = next(line for line in place.ok("ps", "-a").splitlines() if "ps-done" in line)
-    assert "SUCCEEDED" in row and "command" in row
+    assert "SUCCEEDED" in row and row.endswith("true")
     assert [json.loads(line)["name"] for line in place.ok("ps", "--json", "--name", "ps-done", "-a").splitlines()] == [
         "ps-done"
     ]
@@ -192,6 +192,8 @@ def test_pause_and_resume(place: Place) -> None:
         place.ok("kill", "pause")
         return
     until(lambda: place.record("pause")["state"] == "PAUSED", "it is paused")
+    refused = place.carrel("exec", "pause", "--", "true")
+    assert refused.returncode == 125 and b"resume it first" in refused.stderr
     frozen = place.ok("cp", "pause:tick", "-")
     time.sleep(0.2)
     assert place.ok("cp", "pause:tick", "-") == frozen
