@@ -40,6 +40,7 @@ class ServerSettings:
 
     `allowed_hosts`: values of the Host header besides localhost, 127.0.0.1 and [::1] ("*" = any); `allowed_origins`:
     browser origins besides the server's own. A viewer that takes nothing for `stall_limit_s` is dropped.
+    `long_poll_s`: how long one of a generic stream is held (the protocol's public suite expects at most 20).
     """
 
     version: str = __version__
@@ -50,6 +51,7 @@ class ServerSettings:
     default_resources: Resources = field(default_factory=Resources)
     default_limits: Limits = field(default_factory=Limits)
     heartbeat_s: float = 15.0
+    long_poll_s: float = 15.0
     stall_limit_s: float = 20.0
     viewer_limit: int = 4096
     file_threads: int = 16

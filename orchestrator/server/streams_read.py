@@ -29,8 +29,6 @@ logger = logging.getLogger(__name__)
 _READ_BYTES: Final = 1 << 20
 _EVENT_BYTES: Final = 256 << 10
 _WRITE_BYTES: Final = 64 << 10
-#: How long a long poll is held. Less than the 20 s that the public suite expects at most.
-LONG_POLL_S: Final = 15.0
 #: Section 8.2: a connection lives about a minute, so that readers spread over processes again.
 _EVENTS_S: Final = 60.0
 _NO_STORE: Final = {"Cache-Control": "private, no-store"}
@@ -109,10 +107,10 @@ async def _held(parts: Parts, streams: Streams, name: StreamName, at: Cursor | N
 
 
 async def _first_news(parts: Parts, streams: Streams, name: StreamName, at: Cursor | None) -> Chunk:
-    """The first chunk with data or the closing in it; when nothing came for LONG_POLL_S, the empty one of before."""
+    """The first chunk with data or the closing in it; when nothing came for `long_poll_s`, the empty one of before."""
     chunks = streams.follow(name, at, max_bytes=_READ_BYTES)
     latest: Chunk | None = None
-    async with aclosing(beating(chunks, stopping=parts.stopping, beat_s=LONG_POLL_S)) as beats:  # type: ignore[type-var]
+    async with aclosing(beating(chunks, stopping=parts.stopping, beat_s=parts.settings.long_poll_s)) as beats:  # type: ignore[type-var]
         async for chunk in beats:
             if chunk is None:
                 break

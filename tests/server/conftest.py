@@ -26,7 +26,7 @@ from orchestrator.server.admin_token import ensure_admin_token
 from orchestrator.server.app import create_app
 from orchestrator.server.parts import Parts, ServerSettings
 from orchestrator.server.serve import Listening, listen, serving
-from orchestrator.stores.redis import Keys, RedisExecutions, RedisHistory, RedisTokens, Server
+from orchestrator.stores.redis import Keys, RedisExecutions, RedisHistory, RedisStreams, RedisTokens, Server
 from orchestrator.tokens import Scope, Token, digest_of, mint
 from orchestrator.workspaces.blobs import DirectoryBlobs
 from orchestrator.workspaces.directory import DirectoryStore
@@ -132,6 +132,7 @@ async def running_api(
     """An api process's worth of objects, in this one."""
     server, keys = Server(redis_url), Keys(installation)
     executions, history, tokens = RedisExecutions(server, keys), RedisHistory(server, keys), RedisTokens(server, keys)
+    streams = RedisStreams(server, keys)
     workspaces = DirectoryStore(data_dir / "slots")
     driver = ScriptedDriver(data_dir / "boxes", data_dir / "slots", INIT)
     app = create_app(
@@ -141,6 +142,7 @@ async def running_api(
         blobs=DirectoryBlobs(data_dir / "blobs"),
         tokens=tokens,
         settings=settings,
+        streams=streams,
     )
     token = (await ensure_admin_token(data_dir, tokens)).read_text().strip()
     socket = data_dir / f"{name}.sock"
@@ -164,6 +166,7 @@ async def running_api(
                 socket=socket,
             )
     finally:
+        await streams.aclose()
         await history.aclose()
         await server.aclose()
 
