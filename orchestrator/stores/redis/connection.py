@@ -71,27 +71,28 @@ class Server:
     async def aclose(self) -> None:
         """Close every connection, also those that wait. Calls under way raise StoreUnavailable."""
         self._closed = True
-        for connection in [*self._idle, *self._busy]:
+        for connection in self._busy:
             await connection.disconnect(nowait=True)
-        self._idle.clear()
+        idle, self._idle = self._idle, []
+        for connection in idle:
+            with contextlib.suppress(RedisError, OSError, TimeoutError):
+                async with asyncio.timeout(1.0):
+                    await connection.disconnect()
 
     async def run(self, name: str, *args: Argument) -> list[Any]:
         """The script lua/<name>.lua with these ARGV; its answer, an array whose first item is a word."""
         script = load(name)
-        async with self._places:
-            (answer,) = await self._ask([("EVALSHA", script.sha, 0, *args)], script=script)
+        (answer,) = await self._ask([("EVALSHA", script.sha, 0, *args)], script=script)
         answer[0] = answer[0].decode()
         return answer  # type: ignore[no-any-return]
 
     async def ask(self, *command: Argument) -> Any:
         """The answer to one command that only reads."""
-        async with self._places:
-            return (await self._ask([command]))[0]
+        return (await self._ask([command]))[0]
 
     async def ask_all(self, *commands: Sequence[Argument]) -> list[Any]:
         """The answers to several that only read, sent together, executed in order (others may come between)."""
-        async with self._places:
-            return await self._ask(commands)
+        return await self._ask(commands)
 
     async def block(self, *command: Argument, block_s: float) -> Any:
         """The answer to a command that waits at the server for at most `block_s`. Once: raises LineLost if the line
@@ -110,7 +111,7 @@ class Server:
         wait_s = _FIRST_WAIT_S
         while True:
             try:
-                async with asyncio.timeout_at(until):
+                async with asyncio.timeout_at(until), self._places:
                     try:
                         return await self._once(commands)
                     except NoScriptError:

@@ -181,8 +181,7 @@ class RedisExecutions:
         if shared:
             bells += [self._keys.host_bell(self._host_of[owner])] if owner in self._host_of else []
             bells.append(self._keys.bell())
-        if timeout_s <= 0:
-            return ()
+        timeout_s = max(timeout_s, 0.001)  # 0 would be for ever
         try:
             rung = await self._server.block("BLPOP", *bells, f"{timeout_s:.3f}", block_s=timeout_s)
         except LineLost:
