@@ -133,7 +133,8 @@ class SandboxDriver(Protocol):
 
     async def ensure(self, spec: SandboxSpec, sandbox_id: str) -> None:
         """It exists and init listens: returns when `connect` will work. There with the same spec → nothing to do,
-        whatever became of an earlier call's reply. At most `start_concurrency` at once; the others wait their turn.
+        whatever became of an earlier call's reply; what `resize` may change is not compared. At most
+        `start_concurrency` at once; the others wait their turn.
 
         Raises SandboxConflict (other spec), ImageMissing, Infeasible, EngineUnavailable, DiskFull; CarrelError for a
         start that failed otherwise, with the engine's words. After a raise nothing of this sandbox is left running,

@@ -103,7 +103,8 @@ class WorkspaceStore(Protocol):
         """Where it is (or would be)."""
 
     async def holds(self, sandbox_id: str) -> bool:
-        """True when this slot's `vol` is here and whole."""
+        """True when this sandbox's `vol` is here and whole, in its own slot or in that of a later sandbox that
+        inherited it."""
 
     async def strip(self, sandbox_id: str) -> None:
         """Remove `ctl` and `spool`, keep `vol`: the execution has ended."""

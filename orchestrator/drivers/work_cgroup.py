@@ -144,14 +144,15 @@ class ContainerCgroup:
         """Pure v2: everything that runs goes to the leaf, then the controllers are handed down. Before the gate opens
         these are init and its spawner only, and neither forks, so one pass sees all."""
         assert self._unified is not None
-        if (self._unified / WORK).is_dir():
-            return
+        control = self._unified / "cgroup.subtree_control"
+        if {"memory", "pids"} <= set(control.read_text().split()):
+            return  # done before; a crash half-way is done again
         leaf = self._unified / LEAF
         leaf.mkdir(exist_ok=True)
         for pid in (self._unified / "cgroup.procs").read_text().split():
             with contextlib.suppress(ProcessLookupError):
                 _write(leaf / "cgroup.procs", pid)
-        _write(self._unified / "cgroup.subtree_control", "+memory +pids")
+        _write(control, "+memory +pids")
 
     def _work_folders(self) -> Iterator[Path]:
         """Bounds before the freezer: what is in the freezer's `work` is bounded already."""
