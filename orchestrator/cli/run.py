@@ -37,7 +37,8 @@ def run(
     file: Annotated[Path | None, typer.Option("-f", "--file", help="Read the task from this file.")] = None,
     detach: Annotated[bool, typer.Option("-d", "--detach", help="Print the id and leave it running.")] = False,
     interactive: Annotated[
-        bool, typer.Option("-i", "--interactive", help="Each line of stdin becomes a message to it.")
+        bool,
+        typer.Option("-i", "--interactive", help="Each line of stdin becomes a message; its end is not passed on."),
     ] = False,
     env: Annotated[list[str] | None, typer.Option("-e", "--env", metavar="K=V", help="Set a variable.")] = None,
     env_file: Annotated[list[Path] | None, typer.Option("--env-file", help="Read variables from a file.")] = None,

@@ -172,7 +172,7 @@ async def _watch(ctx: typer.Context, id: str, watch: Watch, talk: bool, early: _
                 acting = group.create_task(hands.act(group))
                 telling = group.create_task(_tell(execution, talk))
                 if watch.interactive:
-                    _forward_stdin(execution)
+                    _forward_stdin(execution, talk)
                 await _follow(execution, watch.as_json, outage)
                 record = await execution.wait()
                 acting.cancel()
@@ -229,8 +229,9 @@ def _complain(record: Record) -> None:
         console.error(said, remedy)
 
 
-def _forward_stdin(execution: AsyncExecution) -> None:
-    """Every line of our stdin becomes a message, in order, one at a time. Its end means: no more messages.
+def _forward_stdin(execution: AsyncExecution, talk: bool) -> None:
+    """Every line of our stdin becomes a message, in order, one at a time. Its end is not passed on: others may still
+    send (decisions/0030).
 
     A thread, because a file cannot be waited for; a daemon, because nobody waits for a line that never comes.
     """
@@ -257,7 +258,9 @@ def _forward_stdin(execution: AsyncExecution) -> None:
             *lines, rest = (rest + piece).split(b"\n")
             if not all(send(one + b"\n") for one in lines):
                 return
-        if rest:
-            send(rest)
+        if rest and not send(rest):
+            return
+        if talk:
+            console.note("our stdin has ended; it is not told so, and `carrel send` still reaches it")
 
     threading.Thread(target=forward, name="stdin", daemon=True).start()
