@@ -40,7 +40,7 @@ def test_an_image_that_is_not_there_is_ours(live: Place) -> None:
 
 
 def test_who_and_where_it_is(live: Place) -> None:
-    out = live.ok("run", "--", "bash", "-c", "id -u; [ . -ef /workspace ] && echo here; grep -c eth /proc/net/dev; exit 0")
+    out = live.ok("run", "--", "bash", "-c", "id -u; [ . -ef /workspace ] && echo here; grep -c eth /proc/net/dev; :")
     assert out == "1000\nhere\n0\n"
 
 
