@@ -22,6 +22,17 @@ local function give_up(x, ready)
   set(x, 'ready', ready)
 end
 
+-- A stream's last node is allocated at its full 4 KiB, which for a short history is most of what the execution takes.
+-- One that sleeps or has ended is written anew at its real size; longer ones waste little.
+local SHORT = 64
+local function compact(x)
+  for _, what in ipairs({ 'history', 'inbox' }) do
+    local stream = key(x.id, what)
+    local count = call('XLEN', stream)
+    if count > 0 and count <= SHORT then call('RESTORE', stream, 0, call('DUMP', stream), 'REPLACE') end
+  end
+end
+
 -- The sandbox is no longer its own: interrupts go with their attempt.
 local function end_attempt(x)
   set(x, 'want_interrupts', '')
@@ -39,6 +50,7 @@ local function finish(x, trigger, outcome, now)
   set(x, 'finished', wall())
   set(x, 'parked', 0)
   call('ZADD', P .. 'index:finished', x.finished, x.id)
+  compact(x)
   settle(x, now)
   leave_place(x, now)
 end
@@ -63,7 +75,12 @@ local function lie_down(x, ready, now)
   end_attempt(x)
   give_up(x, ready)
   if end_unowned(x, now) then return end
-  if x.state == 'HIBERNATED' then leave_place(x, now) else take_place(x) end
+  if x.state == 'HIBERNATED' then
+    compact(x)
+    leave_place(x, now)
+  else
+    take_place(x)
+  end
   settle(x, now)
 end
 
