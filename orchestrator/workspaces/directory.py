@@ -27,7 +27,7 @@ from orchestrator.workspaces.removal import remove_tree
 MAX_SEEDS: Final = 10_000
 COPY_BYTES: Final = 1024 * 1024
 MAX_MOVES: Final = 1000  # sandboxes of one execution, followed from the oldest
-_NEW: Final = ".new-vol"
+_NEW: Final = ".new-vol-"
 _MOVED: Final = "moved-to"
 _GONE: Final = ".gone-"
 
@@ -90,6 +90,8 @@ class DirectoryStore:
             if _whole(slot.path / "vol"):
                 return
             earlier = self._volume(inherit) if inherit else None
+            if earlier == slot.path / "vol":
+                return  # moved here since we looked
             if earlier is not None:
                 self._move(earlier, slot)
             else:
@@ -103,12 +105,29 @@ class DirectoryStore:
         sign.write_text(slot.sandbox_id)
         sign.rename(earlier.parent / _MOVED)
         sync_folder(earlier.parent)
-        earlier.rename(slot.path / "vol")
+        try:
+            earlier.rename(slot.path / "vol")
+        except OSError:
+            if not _whole(slot.path / "vol"):  # else a zombie of this execution's was faster
+                raise
         sync_folder(earlier.parent)
 
     def _lay_out(self, path: Path, seeds: Sequence[Seed]) -> None:
-        new = path / _NEW
-        remove_tree(new)  # of an earlier try
+        new = path / f"{_NEW}{secrets.token_hex(4)}"  # two owners of one epoch apart may be here at once
+        try:
+            self._furnish(new, seeds)
+            try:
+                new.rename(path / "vol")
+            except OSError:
+                if not _whole(path / "vol"):
+                    raise
+                remove_tree(new)
+        except BaseException:
+            remove_tree(new)
+            raise
+
+    @staticmethod
+    def _furnish(new: Path, seeds: Sequence[Seed]) -> None:
         new.mkdir(mode=0o755)
         for name in ("workspace", "workspace/artifacts", "state", "state/home"):  # ARTIFACTS_DIR and HOME: they exist
             (new / name).mkdir(mode=0o755)
@@ -123,7 +142,6 @@ class DirectoryStore:
                 ) from error
         if seeds:
             _sync_filesystem(new)
-        new.rename(path / "vol")
 
     # -- finding ------------------------------------------------------------------------------------------------------
 

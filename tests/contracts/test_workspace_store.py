@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
 import subprocess
@@ -148,6 +149,25 @@ async def test_a_disk_limit_is_refused_not_ignored(store: WorkspaceStore) -> Non
 async def test_odd_ids_reach_no_file(store: WorkspaceStore, odd: str) -> None:
     with pytest.raises(NotFound):
         await store.remove(odd)
+
+
+@pytest.mark.parametrize("inherit", [None, "sbx_a"])
+async def test_two_owners_at_once_leave_one_whole_workspace(
+    store: WorkspaceStore, short_dir: Path, inherit: str | None
+) -> None:
+    """A paused owner wakes up while the next one prepares the same sandbox."""
+    seeds = [seed(short_dir, f"f{number}") for number in range(20)]
+    for round_ in range(10):
+        if inherit:
+            await store.prepare("sbx_a", inherit=None, seeds=seeds, disk_bytes=0)
+        name = f"sbx_{round_}"
+        await asyncio.gather(
+            *(store.prepare(name, inherit=inherit, seeds=seeds, disk_bytes=0) for _ in range(4)),
+        )
+        assert len(store.files(name).list("", recursive=True)) == 21
+        assert sorted(path.name for path in store.slot(name).path.iterdir()) == ["ctl", "spool", "vol"]
+        if inherit:
+            await store.remove("sbx_a")
 
 
 CRASHING = """
