@@ -83,6 +83,7 @@ class Parts:
         self.metrics = Metrics()
         self.encodings = Encodings()
         self.stopping = asyncio.Event()  # set when this process begins to end: streams say so and let go
+        self.holding = 0  # requests that wait for something to happen
         self.viewers = 0
         self.alone = asyncio.Event()  # set while there is no viewer
         self.alone.set()

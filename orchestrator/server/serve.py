@@ -47,20 +47,17 @@ class Listening:
 def listen(*, host: str = "127.0.0.1", port: int = 0, path: Path | None = None) -> socket.socket:
     """A listening socket. `path`: a unix socket, 0600; a stale one is replaced, a live one is not. Raises BadInput for
     an address that cannot be had."""
+    family = socket.AF_UNIX if path is not None else socket.AF_INET6 if ":" in host else socket.AF_INET
+    made = socket.socket(family, socket.SOCK_STREAM)
     try:
         if path is not None:
-            return _listen_unix(path)
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        made = socket.socket(family, socket.SOCK_STREAM)
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        # Inherited by accepted ones: a peer that acknowledges nothing or keeps its window shut does not hold the last
-        # 64 KiB of a dropped viewer for ever (tcp(7)).
-        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 30_000)
-        made.bind((host, port))
+            _bind_unix(made, path)
+        else:
+            _bind_port(made, host, port)
         made.listen(_BACKLOG)
         made.setblocking(False)
-        return made
     except OSError as failure:
+        made.close()
         where = str(path) if path is not None else f"{host}:{port}"
         raise BadInput(
             f"cannot listen on {where}: {failure.strerror or failure}",
@@ -68,10 +65,18 @@ def listen(*, host: str = "127.0.0.1", port: int = 0, path: Path | None = None) 
             limit="an address of this machine that nobody uses",
             remedy="choose another, or 0 for any free port",
         ) from None
+    return made
 
 
-def _listen_unix(path: Path) -> socket.socket:
-    made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+def _bind_port(made: socket.socket, host: str, port: int) -> None:
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    # Inherited by accepted ones: a peer that acknowledges nothing or keeps its window shut does not hold the last
+    # 64 KiB of a dropped viewer for ever (tcp(7)).
+    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 30_000)
+    made.bind((host, port))
+
+
+def _bind_unix(made: socket.socket, path: Path) -> None:
     with contextlib.suppress(FileNotFoundError):
         if stat.S_ISSOCK(path.lstat().st_mode) and not _somebody_listens(path):
             path.unlink()
@@ -80,9 +85,6 @@ def _listen_unix(path: Path) -> socket.socket:
         made.bind(str(path))
     finally:
         os.umask(before)
-    made.listen(_BACKLOG)
-    made.setblocking(False)
-    return made
 
 
 def _somebody_listens(path: Path) -> bool:

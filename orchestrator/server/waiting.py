@@ -41,9 +41,14 @@ async def first_page(
 ) -> Page | None:
     """The first page from `after` on that is `enough`, waited for at most `wait_s`; None when none came. Errors as
     History.follow."""
-    with contextlib.suppress(TimeoutError):
+    parts.holding += 1
+    try:
         async with asyncio.timeout(wait_s), _following(parts, execution_id, after) as pages:
             async for page in pages:
                 if page is not None and enough(page):
                     return page
-    return None
+    except TimeoutError:
+        return None
+    finally:
+        parts.holding -= 1
+    return None  # this process stops
