@@ -102,7 +102,8 @@ class Executions(Protocol):
         self, spec: Spec, *, execution_id: str, idempotency_key: str = "", body_digest: str = ""
     ) -> Submitted:
         """Write record, first event and queue place in one step; durable when this returns. `execution_id` is made by
-        the caller, so that a lost reply is answered by asking again. Raises KeyReused, NameTaken, TooMany."""
+        the caller, so that a lost reply is answered by asking again. Raises KeyReused, NameTaken, TooMany,
+        Gone (what this key made was removed since: it is not made again)."""
 
     async def get(self, execution_id: str) -> Execution:
         """The record by its full id. Raises NotFound."""

@@ -1,0 +1,85 @@
+"""The record's codec: what is written comes back, and what another release wrote can be read."""
+
+from __future__ import annotations
+
+import json
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.execution import (
+    FileRef,
+    Limits,
+    Outcome,
+    OutcomeKind,
+    Reason,
+    Resources,
+    RetryPolicy,
+    Spec,
+)
+from orchestrator.lifecycle import ExecutionState
+from orchestrator.stores.redis.record import of_outcome, of_spec, to_execution, to_outcome, to_spec
+
+text = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+specs = st.builds(
+    Spec,
+    task=text,
+    command=st.lists(text, max_size=3).map(tuple),
+    env=st.dictionaries(text, text, max_size=3),
+    files=st.lists(
+        st.builds(FileRef, path=text, sha256=text, size_bytes=st.integers(0), mode=st.integers(0, 0o777)), max_size=2
+    ).map(tuple),
+    name=text,
+    labels=st.dictionaries(text, text, max_size=3),
+    resources=st.builds(Resources, cpus=st.floats(0.01, 64), memory_bytes=st.integers(1, 1 << 50)),
+    limits=st.builds(Limits, deadline_s=st.none() | st.floats(0.1, 1e6), grace_s=st.floats(0, 100)),
+    retry=st.builds(RetryPolicy, max_failures=st.integers(0, 9), on_lost=st.sampled_from(["auto", "retry", "end"])),
+    stdin=st.sampled_from([None, "none", "text", "jsonl"]),
+)
+
+
+@given(specs)
+def test_a_spec_comes_back(spec: Spec) -> None:
+    assert to_spec(of_spec(spec)["spec"].encode()) == spec
+
+
+@given(
+    st.builds(
+        Outcome,
+        st.sampled_from(OutcomeKind),
+        st.sampled_from(Reason),
+        text,
+        st.none() | st.integers(0, 255),
+        st.none() | st.integers(1, 64),
+    )
+)
+def test_an_outcome_comes_back(outcome: Outcome) -> None:
+    assert to_outcome(of_outcome(outcome)) == outcome
+
+
+def test_a_default_spec_takes_no_room() -> None:
+    assert of_spec(Spec())["spec"] == "{}"
+
+
+def test_what_a_newer_release_added_is_passed_over() -> None:
+    spec = {"task": "x", "colour": "red", "limits": {"deadline_s": 5, "moons": 2}, "resources": {"cpus": 2, "gpu": 1}}
+    record = {
+        "spec": json.dumps(spec).encode(),
+        "state": b"RUNNING",
+        "created": b"1763725000000",
+        "want_cancel": b'{"id":"c","grace_s":1,"reason":"","why":"new"}',
+        "planet": b"mars",
+    }
+    execution = to_execution("exe_a", record, 0)
+    assert (execution.state, execution.spec.task) == (ExecutionState.RUNNING, "x")
+    assert (execution.spec.limits.deadline_s, execution.spec.resources.cpus) == (5, 2)
+    assert execution.wants.cancel is not None
+    assert execution.generation == 1
+
+
+def test_moments_of_the_logical_clock_are_turned_into_wall_time() -> None:
+    record = {"spec": b"{}", "state": b"QUEUED", "created": b"5000", "deadline": b"9000"}
+    execution = to_execution("exe_a", record, 1000)
+    assert execution.deadline_at is not None
+    assert execution.deadline_at.timestamp() == 10
+    assert execution.created_at.timestamp() == 5
