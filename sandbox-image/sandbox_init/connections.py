@@ -204,15 +204,17 @@ class Hall:
         self._streamed = spool.end
         self._allowed_uids = {0, os.stat(directory).st_uid} - {_AGENT_UID}
         path = directory + "/init.sock"
-        if _exists(path):
-            os.unlink(path)
+        new = path + ".new"
+        if _exists(new):
+            os.unlink(new)
         self._listener = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
         before = os.umask(0o177)  # the socket is 0600 from its first moment
         try:
-            self._listener.bind(path)
+            self._listener.bind(new)
         finally:
             os.umask(before)
         self._listener.listen(CONNECTIONS)
+        os.rename(new, path)  # who sees the name can connect; the one of a dead init is replaced
         self._listener.setblocking(False)
         loop.watch(self._listener.fileno(), READ, self._arrived)
         loop.after_every_batch(self._pump_all)

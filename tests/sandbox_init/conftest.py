@@ -7,10 +7,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import docker
 import pytest
 
-from tests.sandbox_init.boxes import Box, in_namespace, make_slot, remove_slot
+from tests.sandbox_init.boxes import Box, in_namespace, make_slot, remove_slot, wait_for
+from tests.sandbox_init.containers import ContainerBox, Make, create
 
 ROOT = Path(__file__).parents[2]
 
@@ -38,3 +41,31 @@ def image() -> str:
             [sys.executable, str(ROOT / "sandbox-image" / "build")], stdout=subprocess.PIPE, text=True, check=True
         )
     return built.stdout.strip()
+
+
+@pytest.fixture(scope="session")
+def engine() -> Iterator[docker.DockerClient]:
+    client = docker.from_env()
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def make_box(engine: docker.DockerClient, image: str) -> Iterator[Make]:
+    """Containers with their slots; all gone afterwards."""
+    slots: list[Path] = []
+    made: list[ContainerBox] = []
+
+    def make(**more: Any) -> ContainerBox:
+        slot = make_slot()
+        slots.append(slot)
+        one = ContainerBox(slot, create(engine, image, slot, **more))
+        made.append(one)
+        wait_for((slot / "ctl" / "init.sock").exists, "init listens")
+        return one
+
+    yield make
+    for one in made:
+        one.container.remove(force=True)
+    for slot in slots:
+        remove_slot(slot)

@@ -1,114 +1,21 @@
-"""init in a real container of the real image, run as PROTOCOL.md and the README say: what only the kernel can tell."""
+"""init in a real container, run as PROTOCOL.md and the README say: what only the kernel can tell."""
 
 from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import docker
 import pytest
-from docker.models.containers import Container
 
-from tests.sandbox_init.boxes import Box, Closed, children, joined, make_slot, remove_slot, start, wait_for
+from sandbox_init.frames import Frame, encode
+from tests.sandbox_init.boxes import Box, Closed, joined, make_slot, remove_slot, start, wait_for
+from tests.sandbox_init.containers import LABEL, Make, agent
 
 pytestmark = [pytest.mark.root, pytest.mark.docker]
 
-SANDBOX_IMAGE = Path(__file__).parents[2] / "sandbox-image"
-LABEL = "carrel.test"
 RSS_ANON_LIMIT_KB = 4096  # issue and design: memory is not a timing, so it may be asserted
-MEMORY_BYTES = 128 << 20
-
-
-class ContainerBox(Box):
-    def __init__(self, slot: Path, container: Container) -> None:
-        self.container = container
-        container.reload()
-        super().__init__(slot, int(container.attrs["State"]["Pid"]))
-
-    @property
-    def state(self) -> dict[str, Any]:
-        self.container.reload()
-        return dict(self.container.attrs["State"])
-
-    @property
-    def spawner_pid(self) -> int:
-        """As the host sees it; found as PROTOCOL.md says."""
-        with self.viewer() as viewer:
-            inside = str(viewer.hello.fields["spawner_pid"])
-        for pid in children(self.init_pid):
-            for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-                if line.startswith("NSpid:") and line.split()[-1] == inside:
-                    return pid
-        raise AssertionError("no spawner among init's children")
-
-
-@pytest.fixture(scope="module")
-def engine() -> Iterator[docker.DockerClient]:
-    client = docker.from_env()
-    yield client
-    client.close()
-
-
-Make = Callable[..., ContainerBox]
-
-
-@pytest.fixture
-def make_box(engine: docker.DockerClient, image: str) -> Iterator[Make]:
-    """Containers with their slots; all gone afterwards."""
-    made: list[ContainerBox] = []
-
-    def make(**more: Any) -> ContainerBox:
-        slot = make_slot()
-        mounts = {
-            str(slot / "ctl"): {"bind": "/run/carrel/ctl", "mode": "rw"},
-            str(slot / "spool"): {"bind": "/run/carrel/spool", "mode": "rw"},
-            str(slot / "vol"): {"bind": "/slot/vol", "mode": "rw"},
-        }
-        container = engine.containers.run(
-            image,
-            **{
-                "detach": True,
-                "labels": {LABEL: "init"},
-                "environment": {"CARREL_SANDBOX_ID": "sbx_test"},
-                "network_disabled": True,
-                "read_only": True,
-                "cap_drop": ["ALL"],
-                "cap_add": ["SETUID", "SETGID", "KILL", "SETPCAP"],
-                "security_opt": [
-                    "no-new-privileges",
-                    "seccomp=" + (SANDBOX_IMAGE / "seccomp.json").read_text(),
-                ],
-                "tmpfs": {"/tmp": "mode=1777,size=256m,exec,nosuid,nodev", "/run": "mode=755,size=16m,noexec"},
-                "pids_limit": 128,
-                "mem_limit": MEMORY_BYTES,
-                "memswap_limit": MEMORY_BYTES,
-                "log_config": docker.types.LogConfig(type="none"),
-                "volumes": mounts,
-                **more,
-            },
-        )
-        one = ContainerBox(slot, container)
-        made.append(one)
-        wait_for((slot / "ctl" / "init.sock").exists, "init listens")
-        return one
-
-    yield make
-    for one in made:
-        one.container.remove(force=True)
-        remove_slot(one.slot)
-
-
-def agent(box: Box, *argv: str, **fields: Any) -> tuple[int, str]:
-    """Exit code and all output of a command in the box."""
-    with box.viewer() as viewer:
-        viewer.send("gate_open", cgroup=False)
-        stdout, stderr, last = viewer.exec(*argv, **{"cwd": "/workspace", **fields})
-    return int(last.fields.get("code", -int(last.fields.get("signal", 0)))), (stdout + stderr).decode()
 
 
 def test_memory_of_init_is_within_its_limit_after_work(make_box: Make) -> None:
@@ -206,8 +113,6 @@ def test_uid_1000_gets_nowhere_near_init(make_box: Make) -> None:
 
 def test_forged_frames_are_plain_output(make_box: Make) -> None:
     """18: bytes that look like an exit frame, printed by the harness."""
-    from sandbox_init.frames import Frame, encode
-
     box = make_box()
     forged = encode(Frame("exit", {"code": 0}, src=99, time_ms=1))
     (box.slot / "vol" / "workspace" / "forged").write_bytes(forged)
@@ -271,7 +176,8 @@ def test_sigkill_of_init_and_a_restart_of_the_container_is_lost_not_run_again(ma
     box = make_box()
     with box.run("echo x >> /state/ran; read x", cwd="/workspace") as owner:
         owner.until_verb("started")
-        wait_for((box.slot / "vol" / "state" / "ran").exists, "it runs")
+        ran = box.slot / "vol" / "state" / "ran"
+        wait_for(lambda: ran.exists() and ran.read_text() == "x\n", "it runs")
         os.kill(box.init_pid, signal.SIGKILL)
         with pytest.raises(Closed):
             owner.until_verb("exit")
@@ -279,7 +185,7 @@ def test_sigkill_of_init_and_a_restart_of_the_container_is_lost_not_run_again(ma
     assert box.state["ExitCode"] == 137
     box.container.start()
     wait_for(lambda: _state(box) == "lost", "the second init knows")
-    assert (box.slot / "vol" / "state" / "ran").read_text() == "x\n"
+    assert ran.read_text() == "x\n"
 
 
 def _state(box: Box) -> str:
@@ -305,6 +211,9 @@ def test_a_fork_bomb_dies_with_kill(make_box: Make) -> None:
     box = make_box()
     with box.run("bomb() { bomb & bomb & wait; }; bomb", stdin="none", cwd="/workspace") as owner:
         wait_for(lambda: _processes(box) > 100, "the bomb has gone off")
+        with box.viewer() as viewer:  # no room to fork is an answer, not a wait
+            last = viewer.exec("true", cwd="/")[2].fields
+            assert last["code"] == 0 or (last["code"] == 126 and "fork" in last["error"]), last
         owner.send("kill")
         assert owner.answer("exit").fields["signal"] == 9
     wait_for(lambda: _processes(box) == 0, "all are gone")
@@ -360,109 +269,3 @@ def test_all_but_init_live_in_work_and_freeze_there(make_box: Make) -> None:
         os.kill(box.init_pid, signal.SIGKILL)
         wait_for(lambda: not (work / "cgroup.procs").read_text().split(), "work is empty")
         work.rmdir()
-
-
-# -- the image and its system calls ------------------------------------------------------------------------------------
-
-
-def test_the_image_has_what_its_table_says(make_box: Make, engine: docker.DockerClient, image: str) -> None:
-    box = make_box()
-    tools = "git curl python3 pip gcc g++ make jq rg less vi ps unzip zstd ssh sqlite3 bash"
-    missing = agent(box, "sh", "-c", f"for t in {tools}; do command -v $t >/dev/null || echo $t; done")
-    assert missing == (0, "")
-    attributes = engine.images.get(image).attrs["Config"]
-    assert attributes["Labels"]["carrel.image"] == "1" and attributes["Labels"]["carrel.protocol"] == "1"
-    assert attributes["Entrypoint"][0] == "/usr/bin/python3"
-    assert agent(box, "getent", "passwd", "agent")[1].strip() == "agent:x:1000:1000::/state/home:/bin/bash"
-    assert agent(box, "sh", "-c", "echo x > /etc/x")[0] != 0
-
-
-def test_building_again_builds_nothing(image: str) -> None:
-    again = subprocess.run(
-        [sys.executable, str(SANDBOX_IMAGE / "build")], capture_output=True, text=True, check=True, timeout=110
-    )
-    assert again.stdout.strip() == image and "there already" in again.stderr
-
-
-def test_seccomp_json_is_what_its_description_says() -> None:
-    described = subprocess.run(
-        [sys.executable, str(SANDBOX_IMAGE / "seccomp_profile.py")], capture_output=True, text=True, check=True
-    ).stdout
-    assert (SANDBOX_IMAGE / "seccomp.json").read_text() == described
-
-
-PROBE = r"""
-import ctypes, errno, fcntl, os, socket
-libc = ctypes.CDLL(None, use_errno=True)
-def name(number): return errno.errorcode.get(number, number)
-def sock(*args):
-    try: socket.socket(*args).close()
-    except OSError as problem: return name(problem.errno)
-    return "ok"
-def call(number, *args):
-    return "ok" if libc.syscall(number, *args) >= 0 else name(ctypes.get_errno())
-def request(number):
-    fd = os.open("/workspace/f", os.O_RDWR | os.O_CREAT)
-    try: fcntl.ioctl(fd, number, bytes(512))
-    except OSError as problem: return name(problem.errno)
-    finally: os.close(fd)
-    return "ok"
-print({
-    "unix": sock(1, 1), "inet": sock(2, 1), "inet6": sock(10, 2), "route": sock(16, 3, 0),
-    "vsock": sock(40, 1), "alg": sock(38, 5), "packet": sock(17, 3), "netfilter": sock(16, 3, 12), "raw": sock(2, 3, 1),
-    "tipc pair": call(53, 30, 1, 0, ctypes.byref((ctypes.c_int * 2)())),
-    "io_uring": call(425, 8, 0), "clone3": call(435, 0, 0),
-    "unshare": call(272, 0x10000000), "mount": call(165, 0, 0, 0, 0, 0), "setns": call(308, 0, 0),
-    "clone newuser": call(56, 0x10000000, 0, 0, 0, 0), "bpf": call(321, 0, 0, 0), "keyctl": call(250, 0, 0),
-    "perf": call(298, 0, 0, 0, 0, 0), "handle": call(304, 0, 0, 0), "userfaultfd": call(323, 0),
-    "subvolume": request(0x5000940E), "snapshot": request(0x50009417), "clone range": request(0x40049409),
-    "FIONREAD": request(0x541B),
-})
-"""
-
-
-def test_system_calls_that_lead_out_are_refused(make_box: Make) -> None:
-    code, output = agent(make_box(), "python3", "-c", PROBE)
-    assert code == 0, output
-    got: dict[str, str] = eval(output)  # printed by the probe above
-    allowed = {"unix", "inet", "inet6", "route", "FIONREAD"}
-    expected = {what: "ok" if what in allowed else "EPERM" for what in got}
-    assert got == {**expected, "io_uring": "ENOSYS", "clone3": "ENOSYS"}
-
-
-def test_32_bit_system_calls_do_not_go_round_the_filter(make_box: Make) -> None:
-    """7: `int 0x80` and x32 numbers: killed or refused, never done."""
-    source = r"""
-    #include <stdio.h>
-    #include <unistd.h>
-    int main(int argc, char **argv) {
-        long r = -1;
-        if (argc > 1) r = syscall(0x40000000 + 39); /* x32 getpid */
-        else __asm__ volatile("int $0x80" : "=a"(r) : "a"(20)); /* i386 getpid */
-        printf("%ld\n", r);
-        return r > 0 ? 0 : 9;
-    }
-    """
-    box = make_box()
-    (box.slot / "vol" / "workspace" / "a.c").write_text(source)
-    assert agent(box, "sh", "-c", "gcc -o /tmp/a /workspace/a.c")[0] == 0
-    for argv in (["/tmp/a"], ["/tmp/a", "x32"]):
-        code, output = agent(box, *argv)
-        assert code != 0, output
-
-
-def test_ordinary_work_is_not_refused(make_box: Make) -> None:
-    script = r"""set -e
-    cd /workspace; git init -q g; cd g; git config user.email a@b; git config user.name a
-    echo hello > f; git add f; git commit -qm one; git log --oneline | wc -l
-    cp --reflink=auto f h; cmp f h
-    python3 -c 'import asyncio, multiprocessing, sqlite3, ssl, subprocess
-async def main(): print((await (await asyncio.create_subprocess_exec("echo", "hi", stdout=-1)).communicate())[0])
-asyncio.run(main()); print(multiprocessing.Pool(2).map(abs, [-1]))'
-    python3 -m venv v; v/bin/python -c 'print("venv")'
-    echo 'int puts(const char *); int main() { puts("compiled"); return 0; }' > c.c; gcc c.c -o c; ./c
-    printf '{"a":[1]}' | jq -c .a; echo needle | rg -c needle
-    sqlite3 :memory: 'select 6*7'; printf x | zstd -q | zstd -dq
-    """
-    code, output = agent(make_box(), "bash", "-c", script)
-    assert (code, output) == (0, "1\nb'hi\\n'\n[1]\nvenv\ncompiled\n[1]\n1\n42\nx")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sandbox_init.frames import (
@@ -20,6 +20,8 @@ from sandbox_init.frames import (
     encode,
 )
 
+# A busy machine is not a failure.
+patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 int64 = st.integers(-(2**63), 2**63 - 1)
 text = st.text(st.characters(exclude_categories=["Cs"]))
 scalars = st.none() | st.booleans() | int64 | text | st.binary()
@@ -46,6 +48,7 @@ def _depth(value: Any) -> int:
     return 0
 
 
+@patient
 @given(st.lists(frames, max_size=5), st.lists(st.integers(1, 60), max_size=200))
 def test_frames_come_back_however_the_bytes_are_cut(sent: list[Frame], cuts: list[int]) -> None:
     data = b"".join(map(encode, sent))
@@ -59,6 +62,7 @@ def test_frames_come_back_however_the_bytes_are_cut(sent: list[Frame], cuts: lis
     assert decoder.pending_bytes == 0
 
 
+@patient
 @given(st.lists(st.binary(max_size=200), max_size=8))
 def test_any_bytes_give_frames_or_a_protocol_error(chunks: list[bytes]) -> None:
     decoder = Decoder()
@@ -69,6 +73,7 @@ def test_any_bytes_give_frames_or_a_protocol_error(chunks: list[bytes]) -> None:
         pass
 
 
+@patient
 @given(frames, st.data())
 def test_a_flipped_byte_gives_frames_or_a_protocol_error(frame: Frame, data: st.DataObject) -> None:
     raw = bytearray(encode(frame))
