@@ -9,8 +9,8 @@ import argparse
 import asyncio
 import sys
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from ulid import ULID
 
@@ -20,7 +20,7 @@ from orchestrator.events import Cursor
 from orchestrator.execution import Execution, Limits, Spec
 from tests.faults.ground import Ground, ground
 from tests.faults.judge import Verdict, judge
-from tests.faults.nemesis import Nemesis
+from tests.faults.nemesis import MISCHIEF, Nemesis
 
 #: A harness without forks: it prints a burst, waits on a pipe nobody writes to, until the last line.
 HARNESS = (
@@ -41,6 +41,7 @@ class Campaign:
     viewers: int = 4
     last_s: float = 20.0
     worker_argv: Sequence[str] = ("-m", "orchestrator", "worker")
+    mischief: Mapping[str, int] = field(default_factory=lambda: MISCHIEF)
 
 
 @dataclass
@@ -93,7 +94,7 @@ async def run(asked: Campaign) -> Result:
         async with asyncio.TaskGroup() as beside:
             for execution in viewers:
                 beside.create_task(watch(here, execution, seen_by_viewers))
-            nemesis = Nemesis(here, asked.seed)
+            nemesis = Nemesis(here, asked.seed, mischief=asked.mischief)
             await nemesis.run(asked.kills)
             await all_ended(here, executions)
         verdict = await judge(here, executions, asked.lines)

@@ -6,6 +6,7 @@ import asyncio
 import random
 import signal
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from orchestrator.errors import CarrelError
@@ -24,7 +25,7 @@ class Nemesis:
     ground: Ground
     seed: int
     pause_s: tuple[float, float] = (0.2, 0.9)
-    mischief: dict[str, int] = field(default_factory=lambda: dict(MISCHIEF))
+    mischief: Mapping[str, int] = field(default_factory=lambda: dict(MISCHIEF))
     done: Counter[str] = field(default_factory=Counter)
 
     async def run(self, kills: int) -> None:

@@ -40,10 +40,11 @@ async def test_without_the_fence_the_same_campaign_shows_duplicates() -> None:
     """The ablation: a judge that cannot condemn proves nothing."""
     asked = Campaign(
         seed=number("SEED", 1),
-        kills=40,
+        kills=20,
         executions=24,
         lines=3000,
         last_s=15.0,
+        mischief={"stop_worker": 3, "kill_worker": 1},
         worker_argv=("-m", "tests.faults.unfenced_worker"),
     )
     result = await run(asked)

@@ -1,4 +1,5 @@
-"""A worker whose store takes every write as it comes, for the ablation and for nothing else."""
+"""A worker without fences, for the ablation and for nothing else: the store takes every write as it comes, and every
+owner greets init under the same epoch, so that none is ever too old."""
 
 from __future__ import annotations
 
@@ -8,7 +9,22 @@ from dataclasses import replace
 
 from orchestrator import logs, settings
 from orchestrator.assembly import installed, worker_of
+from orchestrator.execution import Execution
+from orchestrator.executions import Claim, Nothing
 from orchestrator.stores.redis import Keys, RedisExecutions, RedisHistory, Server
+
+
+class Unfenced(RedisExecutions):
+    """Epochs that never rise."""
+
+    async def claim(self, owner: str, host: str, *, lease_s: float) -> Claim | Nothing:
+        found = await super().claim(owner, host, lease_s=lease_s)
+        if isinstance(found, Nothing):
+            return found
+        return replace(found, lease=replace(found.lease, epoch=1), execution=replace(found.execution, epoch=1))
+
+    async def get(self, execution_id: str) -> Execution:
+        return replace(await super().get(execution_id), epoch=1)
 
 
 async def main() -> None:
@@ -18,7 +34,7 @@ async def main() -> None:
         server, keys = Server(effective.redis_url), Keys(effective.installation)
         unfenced = replace(
             parts,
-            executions=RedisExecutions(server, keys, fenced=False),
+            executions=Unfenced(server, keys, fenced=False),
             history=RedisHistory(server, keys, fenced=False),
         )
         await worker_of(unfenced).run()
