@@ -16,6 +16,7 @@ from ulid import ULID
 
 from orchestrator import events
 from orchestrator.client import AsyncClient
+from orchestrator.errors import CarrelError
 from orchestrator.events import Cursor
 from orchestrator.execution import Execution, Limits, Spec
 from tests.faults.ground import Ground, ground
@@ -74,11 +75,15 @@ async def watch(here: Ground, execution: Execution, verdict: list[str]) -> None:
     """A viewer through the api, from the first event to the last, over whatever breaks."""
     async with AsyncClient(here.url, await here.token()) as client:
         seen = 0
-        async for event in client.execution(execution.id).events():
-            seen += 1
-            if event.seq != seen:
-                verdict.append(f"a viewer of {execution.id} saw {event.seq} where {seen} was due")
-                return
+        try:
+            async for event in client.execution(execution.id).events():
+                seen += 1
+                if event.seq != seen:
+                    verdict.append(f"a viewer of {execution.id} saw {event.seq} where {seen} was due")
+                    return
+        except CarrelError as failure:
+            verdict.append(f"a viewer of {execution.id} was told {failure.code}: {failure}")
+            return
         if event.type != events.FINISHED:
             verdict.append(f"a viewer of {execution.id} saw {event.type} as the end")
 

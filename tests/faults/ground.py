@@ -135,12 +135,14 @@ class Ground:
         return len(file.read_bytes().splitlines()) if file.exists() else 0
 
     def last_logs(self, lines: int = 15) -> str:
-        """The end of every process's log, for whoever reads a failure."""
+        """The end of every process's log and all its errors, for whoever reads a failure."""
         told = []
         for process in (*self.workers, *self.apis):
             if process.log.exists():
-                end = process.log.read_text(errors="replace").splitlines()[-lines:]
-                told.append(f"--- {process.name} (started {process.starts} times)\n" + "\n".join(end))
+                log = process.log.read_text(errors="replace").splitlines()
+                wrong = [line for line in log[:-lines] if '"level": "error"' in line or not line.startswith("{")]
+                head = f"--- {process.name} (started {process.starts} times)"
+                told.append("\n".join([head, *wrong[-lines:], "…", *log[-lines:]]))
         return "\n".join(told)
 
 

@@ -1,0 +1,132 @@
+"""A worker that dies at every named point of an execution's way: the next one brings it to its proper end, once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+from ulid import ULID
+
+from orchestrator import events
+from orchestrator.engine.crash_point import CRASH_POINTS
+from orchestrator.events import Cursor, Event
+from orchestrator.execution import CancelWant, Execution, InterruptWant, OutcomeKind, RetryPolicy, Spec
+from orchestrator.lifecycle import ExecutionState
+from tests.faults.ground import Ground, ground
+from tests.faults.judge import told
+
+pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]
+
+#: The others are for `make test-all`: each costs two starts of a worker and a lease.
+ALWAYS = {"after_place", "after_start", "after_relay_append", "after_exit_append", "after_finish_append"}
+
+WORK = (
+    "echo start >> starts; exec 9<> <(:); trap 'echo int; exit 0' INT; echo up; read m; echo got $m; "
+    "while :; do read -t 0.05 -u 9; done"
+)
+STUBBORN = "echo start >> starts; exec 9<> <(:); trap 'echo term' TERM; echo up; while :; do read -t 0.05 -u 9; done"
+SLEEPER = "echo start >> starts; echo up $EXECUTION_ATTEMPT; read m; echo got $m; [ $EXECUTION_ATTEMPT = 2 ] || exit 75"
+PHOENIX = "echo start >> starts; echo up $EXECUTION_ATTEMPT; read m; echo got $m"
+
+SCENES = {
+    **dict.fromkeys(("after_stopping", "after_terminate", "after_kill"), "cancel"),
+    **dict.fromkeys(("before_cut_append", "after_cut_append"), "sleep"),
+    **dict.fromkeys(("before_lost_append", "after_lost_append"), "loss"),
+}
+
+
+@pytest.mark.parametrize(
+    "point", [pytest.param(p, marks=() if p in ALWAYS else pytest.mark.full) for p in CRASH_POINTS]
+)
+async def test_every_point_is_survived(point: str) -> None:
+    async with ground() as here:
+        scene = SCENES.get(point, "work")
+        doomed = await here.worker(CARREL_CRASH_AT=point, CARREL_LEASE_S="1")
+        execution = await submit(here, {"work": WORK, "cancel": STUBBORN, "sleep": SLEEPER, "loss": PHOENIX}[scene])
+        acting = asyncio.create_task(
+            {"work": work, "cancel": cancel, "sleep": sleep, "loss": lose}[scene](here, execution)
+        )
+        assert doomed.child is not None
+        assert await doomed.child.wait() == 137, f"it did not come to {point}\n{here.last_logs()}"
+        await here.worker(CARREL_LEASE_S="1")
+        printed, kind, attempts = await acting
+
+        history = await told(here, execution)
+        record = await here.executions.get(execution.id)
+        assert record.outcome is not None and record.outcome.kind is kind, here.last_logs()
+        assert record.attempt == attempts
+        assert b"".join(e.body or b"" for e in history if e.type == events.OUTPUT) == printed
+        assert [event.seq for event in history] == list(range(1, len(history) + 1))
+        assert [event.type for event in history].count(events.FINISHED) == 1
+        assert record.sandbox_id is not None
+        assert here.starts(record.sandbox_id) == attempts
+        delivered = [(e.data["n"], e.attempt) for e in history if e.type == events.MESSAGE_DELIVERED]
+        assert len(delivered) == len(set(delivered))
+
+
+async def submit(here: Ground, script: str) -> Execution:
+    spec = Spec(harness="command", command=("bash", "-c", script), retry=RetryPolicy(on_lost="retry", backoff_s=0.01))
+    done = await here.executions.submit(spec, execution_id=f"exe_{str(ULID()).lower()}")
+    return done.execution
+
+
+async def following(here: Ground, execution: Execution) -> AsyncIterator[Event]:
+    async for page in here.history.follow(execution.id, Cursor()):
+        for event in page.events:
+            yield event
+        if page.closed:
+            return
+
+
+async def saw(here: Ground, execution: Execution, text: bytes) -> None:
+    async for event in following(here, execution):
+        if event.type == events.OUTPUT and text in (event.body or b""):
+            return
+
+
+async def end(here: Ground, execution: Execution) -> None:
+    async for _ in following(here, execution):
+        pass
+
+
+Ending = tuple[bytes, OutcomeKind, int]
+
+
+async def work(here: Ground, execution: Execution) -> Ending:
+    """Prints, is told something, is interrupted, ends well."""
+    await here.history.send(execution.id, "m", b"hi")
+    await saw(here, execution, b"got hi")
+    await here.executions.want(execution.id, InterruptWant("i", 1))
+    await end(here, execution)
+    return b"up\ngot hi\nint\n", OutcomeKind.SUCCEEDED, 1
+
+
+async def cancel(here: Ground, execution: Execution) -> Ending:
+    """Is asked to end, does not, is killed."""
+    await saw(here, execution, b"up")
+    await here.executions.want(execution.id, CancelWant("c", grace_s=1.0))
+    await end(here, execution)
+    return b"up\nterm\n", OutcomeKind.CANCELLED, 1
+
+
+async def sleep(here: Ground, execution: Execution) -> Ending:
+    """Goes to sleep, is woken by a message, ends well."""
+    await here.history.send(execution.id, "m", b"one")
+    while (await here.executions.get(execution.id)).state is not ExecutionState.HIBERNATED:
+        await asyncio.sleep(0.02)
+    await here.history.send(execution.id, "n", b"two")
+    await end(here, execution)
+    return b"up 1\ngot one\nup 2\ngot two\n", OutcomeKind.SUCCEEDED, 2
+
+
+async def lose(here: Ground, execution: Execution) -> Ending:
+    """Its sandbox is killed, another attempt goes on in its files."""
+    await saw(here, execution, b"up 1")
+    record = await here.executions.get(execution.id)
+    assert record.sandbox_id is not None
+    await here.driver.remove(record.sandbox_id)
+    await saw(here, execution, b"up 2")
+    await here.history.send(execution.id, "m", b"hi")
+    await end(here, execution)
+    return b"up 1\nup 2\ngot hi\n", OutcomeKind.SUCCEEDED, 2
