@@ -26,6 +26,9 @@ test-all:  ## the same at full size
 conformance:  ## the Durable Streams suite against a live server; last line: N passed, M failed
 	@.ci/setup python node && build/venv/bin/python -m tests.conformance.suite
 
+test-faults:  ## workers, api, store and lines killed at random (SEED= KILLS= EXECUTIONS= LINES=)
+	@.ci/test-faults
+
 bench:  ## figures beside a bare Docker or Redis of the same run (ONLY=name,…); build/bench.json
 	@.ci/setup python engine image && PYTHONPATH=.:sandbox-image:agent-harness build/venv/bin/python -m tests.bench
 
