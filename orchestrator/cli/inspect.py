@@ -13,7 +13,7 @@ from orchestrator.cli import console, endings, reaching
 
 def inspect(
     ctx: typer.Context,
-    executions: Annotated[list[str], typer.Argument(metavar="EXECUTION…", help="Ids, prefixes, names or @last.")],
+    executions: Annotated[list[str], reaching.Refs],
     as_json: Annotated[bool, reaching.Json] = False,
 ) -> None:
     """Show records: for people on a terminal, as JSON into a pipe or with --json."""

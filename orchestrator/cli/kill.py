@@ -6,12 +6,13 @@ from typing import Annotated
 
 import typer
 
+from orchestrator.cli import reaching
 from orchestrator.cli.stop import end
 
 
 def kill(
     ctx: typer.Context,
-    executions: Annotated[list[str], typer.Argument(metavar="EXECUTION…", help="Ids, prefixes, names or @last.")],
+    executions: Annotated[list[str], reaching.Refs],
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Do not wait for the end.")] = False,
 ) -> None:
     """End it at once: SIGKILL of everything in its sandbox."""

@@ -11,7 +11,7 @@ from orchestrator.cli import console, reaching
 
 def pause(
     ctx: typer.Context,
-    executions: Annotated[list[str], typer.Argument(metavar="EXECUTION…", help="Ids, prefixes, names or @last.")],
+    executions: Annotated[list[str], reaching.Refs],
 ) -> None:
     """Freeze everything in its sandbox; it keeps its memory and its place."""
     with reaching.client(ctx) as client:

@@ -13,6 +13,7 @@ from importlib import import_module
 from typing import Annotated, Any
 
 import typer
+from typer.completion import completion_init  # type: ignore[attr-defined]  # its documented place
 from typer.core import TyperCommand, TyperGroup
 
 from orchestrator import __version__
@@ -139,6 +140,7 @@ def shared(
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Carry out one command line; its exit code. Every error is one line on stderr, with its remedy."""
+    completion_init()  # the shells' ways of asking; without it `_CARREL_COMPLETE` is not understood
     command = typer.main.get_command(app)
     try:
         code = command.main(args=arguments and list(arguments), prog_name="carrel", standalone_mode=False)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from orchestrator.cli import console, profile
+from orchestrator.errors import CarrelError
 
 if TYPE_CHECKING:
     from orchestrator.client import AsyncClient, Client, Execution
@@ -18,7 +19,36 @@ CALL_PATIENCE_S = 3.0
 #: A follower says that it is trying again after this long in vain, not at every blink.
 SAID_AFTER_S = 1.0
 
-Ref = typer.Argument(metavar="EXECUTION", help="An id, a unique prefix of one, a name, or @last.", show_default=False)
+#: How many executions completion offers, and how long a shell may wait for them.
+COMPLETED, COMPLETION_S = 50, 1.0
+
+
+def complete(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Names and ids that begin so, newest first; nothing when the server does not answer at once."""
+    from orchestrator.client import Client, Patience
+
+    try:
+        who = target(ctx)
+        with Client(who.url, who.token, patience=Patience(limit_s=0.0), silence_s=COMPLETION_S) as client:
+            found = client.page(limit=COMPLETED).executions
+    except CarrelError:
+        return []
+    words = ["@last", *(record.name for record in found if record.name), *(record.id for record in found)]
+    return [word for word in dict.fromkeys(words) if word.startswith(incomplete)]
+
+
+Ref = typer.Argument(
+    metavar="EXECUTION",
+    help="An id, a unique prefix of one, a name, or @last.",
+    show_default=False,
+    autocompletion=complete,
+)
+Refs = typer.Argument(
+    metavar="EXECUTION…",
+    help="Ids, unique prefixes, names or @last.",
+    show_default=False,
+    autocompletion=complete,
+)
 Json = typer.Option("--json", help="Print JSON.")
 
 
@@ -44,8 +74,8 @@ class Outage:
 
 def target(ctx: typer.Context) -> profile.Target:
     """Whom this command line talks to."""
-    shared: Any = ctx.find_root().obj
-    return profile.target(shared.url, shared.profile)
+    shared: Any = ctx.find_root().obj  # None while a shell completes: nothing was carried out yet
+    return profile.target(shared and shared.url, shared and shared.profile)
 
 
 def client(ctx: typer.Context, *, on_retry: Callable[[str, float], None] | None = None) -> Client:

@@ -11,7 +11,7 @@ from orchestrator.cli import console, reaching
 
 def resume(
     ctx: typer.Context,
-    executions: Annotated[list[str], typer.Argument(metavar="EXECUTION…", help="Ids, prefixes, names or @last.")],
+    executions: Annotated[list[str], reaching.Refs],
 ) -> None:
     """Thaw a paused execution."""
     with reaching.client(ctx) as client:

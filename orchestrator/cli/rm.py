@@ -12,7 +12,7 @@ from orchestrator.errors import NotFound
 
 def rm(
     ctx: typer.Context,
-    executions: Annotated[list[str], typer.Argument(metavar="EXECUTION…", help="Ids, prefixes, names or @last.")],
+    executions: Annotated[list[str], reaching.Refs],
     force: Annotated[
         bool, typer.Option("-f", "--force", help="End it first where it has not ended; what is not there is no error.")
     ] = False,

@@ -12,7 +12,7 @@ from orchestrator.errors import Conflict
 
 def stop(
     ctx: typer.Context,
-    executions: Annotated[list[str], typer.Argument(metavar="EXECUTION…", help="Ids, prefixes, names or @last.")],
+    executions: Annotated[list[str], reaching.Refs],
     grace: Annotated[
         str | None, typer.Option("-t", "--time", metavar="DURATION", help="Between SIGTERM and SIGKILL; else its own.")
     ] = None,

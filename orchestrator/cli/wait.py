@@ -12,7 +12,7 @@ from orchestrator.cli import console, endings, reaching, units
 
 def wait(
     ctx: typer.Context,
-    executions: Annotated[list[str], typer.Argument(metavar="EXECUTION…", help="Ids, prefixes, names or @last.")],
+    executions: Annotated[list[str], reaching.Refs],
     timeout: Annotated[
         str | None, typer.Option("--timeout", metavar="DURATION", help="Wait no longer than this, then exit 124.")
     ] = None,

@@ -11,7 +11,7 @@ from contextlib import aclosing
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from orchestrator.client import address, calls, downloading, executing, following, requests, uploads
 from orchestrator.client.answers import HistoryPage
@@ -19,8 +19,7 @@ from orchestrator.client.channel import ChannelCore
 from orchestrator.client.exchange import Body, Call, Emit, Request, Sleep, Stream
 from orchestrator.client.following import Batch
 from orchestrator.client.patience import FOR_EVER, Patience
-from orchestrator.client.sockets import AsyncChannel
-from orchestrator.client.transport import AsyncTransport
+from orchestrator.client.transport import SILENCE_S, AsyncTransport
 from orchestrator.client.waiting import wait_until_ended
 from orchestrator.events import Event
 from orchestrator.wire.command import ExecResult
@@ -29,12 +28,16 @@ from orchestrator.wire.operate import Health, Readiness, Stats
 from orchestrator.wire.record import Record, RecordPage
 from orchestrator.wire.steering import Receipt
 
+if TYPE_CHECKING:
+    from orchestrator.client.sockets import AsyncChannel
+
 T = TypeVar("T")
 
 
 class AsyncClient:
     """One server. `patience`: how long a call goes on trying while the server is away (30 s); `watching`: how long a
-    follower does (for ever). `on_retry(why, delay_s)` is told of each wait. Thread-safe. Close it, or use `with`.
+    follower does (for ever). `on_retry(why, delay_s)` is told of each wait; an open connection that is silent
+    for `silence_s` counts as dead. For one event loop. Close it, or use `async with`.
 
     Errors are those of `orchestrator.errors`, rebuilt from the server's problems by their code.
     """
@@ -48,6 +51,7 @@ class AsyncClient:
         watching: Patience = FOR_EVER,
         on_retry: Callable[[str, float], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
+        silence_s: float = SILENCE_S,
     ) -> None:
         self.address = address.parse(url)
         self.token = token
@@ -55,7 +59,7 @@ class AsyncClient:
         self._watching = watching
         self._on_retry = on_retry
         self._clock = clock
-        self._transport = AsyncTransport(self.address, token)
+        self._transport = AsyncTransport(self.address, token, silence_s)
 
     async def __aenter__(self) -> Self:
         return self
@@ -264,6 +268,8 @@ class AsyncExecution:
 
     def channel(self, *, after: str = "") -> AsyncChannel:
         """See sync.Execution.channel."""
+        from orchestrator.client.sockets import AsyncChannel  # 40 ms, for those who use it
+
         client = self._client
         core = ChannelCore(self.id, after=after)
         return AsyncChannel(client.address, client.token, core, client._watching, client._on_retry)

@@ -11,7 +11,7 @@ from contextlib import closing
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from orchestrator.client import address, calls, downloading, executing, following, requests, uploads
 from orchestrator.client.answers import HistoryPage
@@ -19,8 +19,7 @@ from orchestrator.client.channel import ChannelCore
 from orchestrator.client.exchange import Body, Call, Emit, Request, Sleep, Stream
 from orchestrator.client.following import Batch
 from orchestrator.client.patience import FOR_EVER, Patience
-from orchestrator.client.sockets import Channel
-from orchestrator.client.transport import SyncTransport
+from orchestrator.client.transport import SILENCE_S, SyncTransport
 from orchestrator.client.waiting import wait_until_ended
 from orchestrator.events import Event
 from orchestrator.wire.command import ExecResult
@@ -29,12 +28,16 @@ from orchestrator.wire.operate import Health, Readiness, Stats
 from orchestrator.wire.record import Record, RecordPage
 from orchestrator.wire.steering import Receipt
 
+if TYPE_CHECKING:
+    from orchestrator.client.sockets import Channel
+
 T = TypeVar("T")
 
 
 class Client:
     """One server. `patience`: how long a call goes on trying while the server is away (30 s); `watching`: how long a
-    follower does (for ever). `on_retry(why, delay_s)` is told of each wait. Thread-safe. Close it, or use `with`.
+    follower does (for ever). `on_retry(why, delay_s)` is told of each wait; an open connection that is silent
+    for `silence_s` counts as dead. Thread-safe. Close it, or use `with`.
 
     Errors are those of `orchestrator.errors`, rebuilt from the server's problems by their code.
     """
@@ -48,6 +51,7 @@ class Client:
         watching: Patience = FOR_EVER,
         on_retry: Callable[[str, float], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
+        silence_s: float = SILENCE_S,
     ) -> None:
         self.address = address.parse(url)
         self.token = token
@@ -55,7 +59,7 @@ class Client:
         self._watching = watching
         self._on_retry = on_retry
         self._clock = clock
-        self._transport = SyncTransport(self.address, token)
+        self._transport = SyncTransport(self.address, token, silence_s)
 
     def __enter__(self) -> Self:
         return self
@@ -265,6 +269,8 @@ class Execution:
 
     def channel(self, *, after: str = "") -> Channel:
         """One socket for both ways, opened again when it breaks: iterate for batches and receipts, `send` to it."""
+        from orchestrator.client.sockets import Channel  # 40 ms, for those who use it
+
         client = self._client
         core = ChannelCore(self.id, after=after)
         return Channel(client.address, client.token, core, client._watching, client._on_retry)

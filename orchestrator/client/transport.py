@@ -25,8 +25,8 @@ CHUNK_BYTES = 256 * 1024
 LIMITS = httpx.Limits(max_connections=64, max_keepalive_connections=16, keepalive_expiry=30.0)
 
 
-def _timeout(request: Request[Any]) -> httpx.Timeout:
-    return httpx.Timeout(SILENCE_S + request.hold_s, connect=CONNECT_S, pool=None)
+def _timeout(request: Request[Any], silence_s: float) -> httpx.Timeout:
+    return httpx.Timeout(silence_s + request.hold_s, connect=min(CONNECT_S, silence_s), pool=None)
 
 
 def _headers(token: str) -> dict[str, str]:
@@ -58,7 +58,8 @@ def _pieces(body: Path | Iterable[bytes]) -> Iterator[bytes]:
 class SyncTransport:
     """One pool of connections. Thread-safe; streams are opened through `lines`, one per follower."""
 
-    def __init__(self, address: Address, token: str) -> None:
+    def __init__(self, address: Address, token: str, silence_s: float = SILENCE_S) -> None:
+        self._silence_s = silence_s
         self._http = httpx.Client(
             base_url=address.base,
             headers=_headers(token),
@@ -72,14 +73,15 @@ class SyncTransport:
 
     def line(self) -> SyncLine:
         """One asker: at most one opened answer at a time."""
-        return SyncLine(self._http)
+        return SyncLine(self._http, self._silence_s)
 
 
 class SyncLine:
     """Carries out the steps of one generator. Close it when the generator is done or dropped."""
 
-    def __init__(self, http: httpx.Client) -> None:
+    def __init__(self, http: httpx.Client, silence_s: float) -> None:
         self._http = http
+        self._silence_s = silence_s
         self._open: httpx.Response | None = None
         self._pieces: Iterator[bytes] = iter(())
 
@@ -103,7 +105,7 @@ class SyncLine:
             params=_params(request),
             headers=dict(request.headers),
             content=_sync_content(request.body),
-            timeout=_timeout(request),
+            timeout=_timeout(request, self._silence_s),
         )
 
     def _exchange(self, request: Request[Any]) -> Response | Failure:
@@ -143,7 +145,8 @@ class SyncLine:
 class AsyncTransport:
     """One pool of connections, for one event loop."""
 
-    def __init__(self, address: Address, token: str) -> None:
+    def __init__(self, address: Address, token: str, silence_s: float = SILENCE_S) -> None:
+        self._silence_s = silence_s
         self._http = httpx.AsyncClient(
             base_url=address.base,
             headers=_headers(token),
@@ -157,14 +160,15 @@ class AsyncTransport:
 
     def line(self) -> AsyncLine:
         """One asker: at most one opened answer at a time."""
-        return AsyncLine(self._http)
+        return AsyncLine(self._http, self._silence_s)
 
 
 class AsyncLine:
     """Carries out the steps of one generator. Close it when the generator is done or dropped."""
 
-    def __init__(self, http: httpx.AsyncClient) -> None:
+    def __init__(self, http: httpx.AsyncClient, silence_s: float) -> None:
         self._http = http
+        self._silence_s = silence_s
         self._open: httpx.Response | None = None
         self._pieces: AsyncIterator[bytes] | None = None
 
@@ -188,7 +192,7 @@ class AsyncLine:
             params=_params(request),
             headers=dict(request.headers),
             content=_async_content(request.body),
-            timeout=_timeout(request),
+            timeout=_timeout(request, self._silence_s),
         )
 
     async def _exchange(self, request: Request[Any]) -> Response | Failure:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
 import signal
 import subprocess
 import sys
@@ -10,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.place import Place, until
+from tests.place import LIMIT_S, Place, until
 
 pytestmark = pytest.mark.root
 
@@ -107,6 +109,43 @@ def test_a_second_ctrl_c_cancels(place: Place) -> None:
     run.press()
     assert run.code() == 9
     assert place.record("twice")["outcome"]["kind"] == "CANCELLED"
+
+
+def _on_a_terminal(place: Place, *arguments: str, until_seen: bytes, then: bytes) -> tuple[bytes, int]:
+    """Run it on a terminal of its own; type `then` once `until_seen` is there. (What was shown, exit code)."""
+    terminal, slave = pty.openpty()
+    run = subprocess.Popen(
+        ["setsid", "--ctty", "--wait", sys.executable, "-m", "orchestrator", *arguments],
+        env=place.env, stdin=slave, stdout=slave, stderr=slave,
+    )  # fmt: skip
+    place.started.append(run)
+    os.close(slave)
+    shown = b""
+    try:
+        while piece := os.read(terminal, 65536):
+            shown += piece
+            if then and until_seen in shown:
+                os.write(terminal, then)
+                then = b""
+    except OSError:  # EIO: the other side has closed it
+        pass
+    finally:
+        os.close(terminal)
+    return shown, run.wait(LIMIT_S)
+
+
+def test_typed_on_a_terminal(place: Place) -> None:
+    """Ctrl-C as the terminal makes it; and what is said there and nowhere else."""
+    script = "trap 'echo caught; exit 7' INT; echo ready; while :; do sleep 0.05; done"
+    shown, code = _on_a_terminal(place, "run", "--", "bash", "-c", script, until_seen=b"ready", then=b"\x03")
+    assert code == 7
+    assert b"carrel: exe_" in shown and b"caught" in shown and b"Ctrl-C again cancels" in shown
+    shown, code = _on_a_terminal(
+        place, "run", "--name", "typed", "--", "bash", "-c", "echo ready; sleep 600", until_seen=b"ready", then=b"\x1c"
+    )
+    assert code == 131 and b"it goes on" in shown
+    assert place.record("typed")["state"] == "RUNNING"
+    place.ok("kill", "typed")
 
 
 def test_a_third_ctrl_c_leaves(place: Place) -> None:

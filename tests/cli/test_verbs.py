@@ -228,3 +228,11 @@ def test_what_is_not_there(place: Place, verb: str) -> None:
     done = place.carrel(verb, "nobody-has-this-name")
     assert done.returncode == 125
     assert b"nobody-has-this-name" in done.stderr and done.stdout == b""
+
+
+def test_names_are_completed(place: Place) -> None:
+    place.ok("run", "--name", "completed-name", "--", "true")
+    asked = {"COMP_WORDS": "carrel logs comp", "COMP_CWORD": "2", "_CARREL_COMPLETE": "complete_bash"}
+    assert place.carrel(env=asked).stdout.split() == [b"completed-name"]
+    away = {**asked, "CARREL_URL": "http://127.0.0.1:9"}
+    assert place.carrel(env=away).stdout.split() == []

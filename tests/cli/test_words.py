@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -110,6 +113,19 @@ def test_the_overview_names_every_verb_and_each_has_a_file(capfd: pytest.Capture
 def test_completion_scripts(shell: str, capfd: pytest.CaptureFixture[str]) -> None:
     assert run(["completion", shell]) == 0
     assert "_CARREL_COMPLETE" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "at", "expected"),
+    [("carrel in", 1, {"inspect"}), ("carrel run --t", 2, {"--timeout"}), ("carrel sto", 1, {"stop"})],
+)
+def test_verbs_and_options_are_completed(words: str, at: int, expected: set[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "orchestrator"],
+        env={**os.environ, "COMP_WORDS": words, "COMP_CWORD": str(at), "_CARREL_COMPLETE": "complete_bash"},
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert set(done.stdout.split()) == expected, done.stderr
 
 
 def test_foreign_text_steers_no_terminal() -> None:
