@@ -114,12 +114,6 @@ class Settings:
         "OCI runtime, such as runsc or kata.",
         shown="empty: the engine's default",
     )
-    work_cgroup: str = setting(
-        choice("auto", "off"),
-        "auto",
-        "Keep everything in a sandbox but its init in a cgroup of its own, so that it can be frozen and bounded. "
-        "`auto`: where this process is root.",
-    )
     concurrency: int = setting(whole(1, 100_000), 64, "Executions one worker owns at a time.")
     start_concurrency: int = setting(
         whole(1, 64), 3, "Sandboxes started at the same time; more only makes each slower (Docker 20.10: 2 to 4)."

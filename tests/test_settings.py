@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import math
 from pathlib import Path
 
@@ -110,6 +111,15 @@ def test_any_text_is_a_value_or_a_clear_no(name: str, written: str) -> None:
         assert no.field == name
     else:
         assert not (isinstance(value, float) and not math.isfinite(value))
+
+
+def test_every_setting_does_something() -> None:
+    """Each is handed on by assembly, or looked at by doctor; one that nobody reads is a lie in the table."""
+    room = Path(settings.__file__).parent
+    read = set()
+    for path in (room / "settings.py", room / "assembly.py", room / "diagnosis.py"):
+        read |= {node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
+    assert set(SETTINGS) - read == set()
 
 
 def test_the_page_is_this_table() -> None:

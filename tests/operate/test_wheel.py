@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import re
+import signal
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,14 +17,36 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def names(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("wheel")
     subprocess.run(
         [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(out)], cwd=ROOT, check=True, timeout=60
     )
-    (wheel,) = out.glob("carrel-*.whl")
+    (found,) = out.glob("carrel-*.whl")
+    return found
+
+
+@pytest.fixture(scope="module")
+def names(wheel: Path) -> list[str]:
     with zipfile.ZipFile(wheel) as file:
         return file.namelist()
+
+
+@pytest.fixture
+def installed(wheel: Path, tmp_path: Path, short_dir: Path) -> Iterator[dict[str, str]]:
+    """An environment in which `python -m orchestrator` is the wheel's, not the checkout's."""
+    with zipfile.ZipFile(wheel) as file:
+        file.extractall(tmp_path / "site")
+    yield {
+        **{name: value for name, value in os.environ.items() if not name.startswith("CARREL_")},
+        "PYTHONPATH": str(tmp_path / "site"),
+        "HOME": str(short_dir),
+        "CARREL_CONFIG": "/dev/null",
+        "CARREL_DATA_DIR": str(short_dir / "d"),
+        "CARREL_LOG_FORMAT": "json",
+        "CARREL_PORT": "0",
+        "CARREL_DRIVER": "scripted",
+    }
 
 
 def test_all_sources_are_in_it(names: list[str]) -> None:
@@ -47,5 +73,26 @@ def test_nothing_generated_is_in_it(names: list[str]) -> None:
     assert not [name for name in names if "__pycache__" in name or name.startswith(("build/", "tests/"))]
 
 
-def test_the_command_is_declared(names: list[str]) -> None:
-    assert any(name.endswith("entry_points.txt") for name in names)
+@pytest.mark.root
+def test_it_serves_and_runs_without_a_checkout(installed: dict[str, str], tmp_path: Path) -> None:
+    carrel = [sys.executable, "-m", "orchestrator"]
+    told = subprocess.run(
+        [sys.executable, "-c", "import orchestrator; print(orchestrator.__file__)"],
+        env=installed, cwd=tmp_path, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert told.stdout.startswith(str(tmp_path / "site"))
+    log = tmp_path / "serve.log"
+    with log.open("wb") as out, subprocess.Popen([*carrel, "serve"], env=installed, cwd=tmp_path, stderr=out) as server:
+        try:
+            url = ""
+            while not url and server.poll() is None:
+                url = "".join(re.findall(r'"url": "(http://[^"]+)"', log.read_text()))
+            assert url, log.read_text()
+            ran = subprocess.run(
+                [*carrel, "--url", url, "run", "-q", "--", "sh", "-c", "echo here; exit 3"],
+                env=installed, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60,
+            )  # fmt: skip
+        finally:
+            server.send_signal(signal.SIGTERM)
+            code = server.wait(30)
+    assert (ran.stdout, ran.returncode, code) == ("here\n", 3, 0), ran.stderr + log.read_text()
