@@ -120,12 +120,8 @@ def ensure(data_dir: Path, limit_s: float = START_LIMIT_S) -> Running:
         )
     _reap()
     until = time.monotonic() + limit_s
-    with _locked(folder / "start.lock"):
-        server: subprocess.Popen[bytes] | None = None
-        with open(folder / "alive.lock", "a") as alive:
-            if _try_lock(alive.fileno(), fcntl.LOCK_EX) or _end_leftovers(folder, alive.fileno()):
-                server = _launch(folder, alive.fileno())
-        return _until_it_answers(folder, path, server, until, limit_s)
+    with _locked(folder / "start.lock"), open(folder / "alive.lock", "a") as alive:
+        return _until_it_answers(folder, path, alive.fileno(), until, limit_s)
 
 
 def shutdown(data_dir: Path, limit_s: float = STOP_LIMIT_S) -> None:
@@ -247,10 +243,12 @@ def _program_for(folder: Path) -> Path:
     return program
 
 
-def _until_it_answers(
-    folder: Path, path: Path, server: subprocess.Popen[bytes] | None, until: float, limit_s: float
-) -> Running:
+def _until_it_answers(folder: Path, path: Path, alive_fd: int, until: float, limit_s: float) -> Running:
+    server: subprocess.Popen[bytes] | None = None
     while True:
+        # Asked again in every round: a server that was just killed may hold its lock for another moment.
+        if server is None and (_try_lock(alive_fd, fcntl.LOCK_EX) or _end_leftovers(folder, alive_fd)):
+            server = _launch(folder, alive_fd)
         pid = _answering(path)
         if pid is not None:
             return Running(pid, redis_url(folder.parent))

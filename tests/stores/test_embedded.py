@@ -212,3 +212,11 @@ async def test_a_killed_user_leaves_it_up_and_the_next_takes_it_over(data_dir: P
     assert server.pid == int(told)
     await server.stop()
     assert not alive(int(told))
+
+
+def test_a_server_killed_a_moment_ago_is_replaced(data_dir: Path) -> None:
+    """Between kill -9 and the kernel's end of it the dying one still holds its lock: that must not be waited out."""
+    for _ in range(20):
+        pid = embedded.ensure(data_dir).pid
+        os.kill(pid, signal.SIGKILL)
+        assert embedded.ensure(data_dir, limit_s=10).pid != pid
