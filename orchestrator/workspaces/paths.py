@@ -104,10 +104,12 @@ class VolumeFiles:
             try:
                 prefix = outside(name)
                 prefix = prefix + "/" if prefix else ""
-                after_raw = os.fsencode(after.removeprefix("/workspace/")).removeprefix(os.fsencode(prefix))
+                begin = _begin_after(os.fsencode(after.removeprefix("/workspace/")), os.fsencode(prefix))
+                if begin is None:
+                    return []
                 return [
                     found_stat(entry.stat, os.fsencode(prefix) + entry.name, entry.target)
-                    for entry in listing.page(folder, after=after_raw, limit=limit, recursive=recursive)
+                    for entry in listing.page(folder, after=begin, limit=limit, recursive=recursive)
                 ]
             finally:
                 os.close(folder)
@@ -145,6 +147,8 @@ class VolumeFiles:
 
     @staticmethod
     def _write_in(folder: int, last: bytes, name: bytes, chunks: Iterable[bytes], mode: int, durable: bool) -> FileStat:
+        # A crash leaves this file to the workspace. Accepted: a name is needed to replace another in one step, and only
+        # root's own scratch space could hide it, on another filesystem.
         temporary = UPLOAD_PREFIX + secrets.token_hex(8)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         descriptor = os.open(temporary, flags, 0o600, dir_fd=folder)
@@ -183,6 +187,13 @@ def give_to_harness(descriptor: int) -> None:
     """Root hands over; anybody else is the owner already and cannot."""
     if os.geteuid() == 0:
         os.fchown(descriptor, HARNESS_UID, HARNESS_UID)
+
+
+def _begin_after(after: bytes, prefix: bytes) -> bytes | None:
+    """Where a listing below `prefix` begins when all up to the path `after` has been seen; None = it is over."""
+    if after.startswith(prefix):
+        return after[len(prefix) :]
+    return b"" if after < prefix else None
 
 
 def _open_folder(root: int, name: bytes) -> int:

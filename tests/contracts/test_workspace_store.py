@@ -287,6 +287,8 @@ async def test_byte_order_and_pages_over_a_hostile_tree(files: Files, store: Wor
         assert seen == expected, limit
     assert [os.fsencode(found.path) for found in files.list("a", recursive=True)] == [b"a/c", b"a/c/d"]
     assert os.fsencode(files.list("", after="a0")[0].path) == b"artifacts"
+    assert len(files.list("a", after="Z")) == 1, "a cursor before the folder: all of it"
+    assert files.list("a", after="zz") == [], "one behind it: nothing"
 
 
 async def test_wide_and_deep_trees_are_paged_and_removed(files: Files, store: WorkspaceStore) -> None:
