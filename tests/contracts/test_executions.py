@@ -96,3 +96,11 @@ class TestClaim:
         lease = (await store.claimed()).lease
         await store.history.send(lease.execution_id, "m1", b"hello")
         assert await store.executions.wait("w1", shared=True, timeout_s=30) == ("exe_a",)
+
+    async def test_a_bell_that_rang_into_a_cancelled_wait_is_not_lost(self, store: Store) -> None:
+        lease = await store.running()
+        waiting = asyncio.create_task(store.executions.wait("w1", shared=False, timeout_s=30))
+        await store.history.send(lease.execution_id, "m1", b"hello")  # the server has handed out the token by now
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        assert await store.executions.wait("w1", shared=False, timeout_s=30) in (("*",), ("exe_a",))

@@ -5,6 +5,7 @@ Everything that changes something is one script (lua/); what only reads is here,
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import asdict
@@ -54,6 +55,7 @@ class RedisExecutions:
         self._finder = Finder(server, keys)
         self._hosts = Hosts(server, keys, self._finder)
         self._repairer = Repairer(server, keys, self._max_running)
+        self._unheard: set[str] = set()  # owners whose wait was cancelled: a token may have been lost with it
         self._host_of: dict[str, str] = {}  # owner → host, as told by its claims: whose bell to listen to
 
     async def submit(
@@ -181,6 +183,9 @@ class RedisExecutions:
         if shared:
             bells += [self._keys.host_bell(self._host_of[owner])] if owner in self._host_of else []
             bells.append(self._keys.bell())
+        if owner in self._unheard:
+            self._unheard.discard(owner)
+            return ("*",)
         timeout_s = max(timeout_s, 0.001)  # 0 would be for ever
         try:
             rung = await self._server.block("BLPOP", *bells, f"{timeout_s:.3f}", block_s=timeout_s)
@@ -188,6 +193,10 @@ class RedisExecutions:
             # A token may have been taken and lost with the line. Asking for anything waits until the store is back.
             await self._server.ask("EXISTS", self._keys.meta)
             return ("*",)
+        except asyncio.CancelledError:
+            # The same may have happened here: whoever waits next is told to look.
+            self._unheard.add(owner)
+            raise
         if not rung or rung[0].decode() != own:
             return ()
         # What else has rung meanwhile, in one go. Were this lost with the process, its leases would lapse with it.
