@@ -44,24 +44,21 @@ class EventPage(AnswerModel):
 
 def encode(event: Event) -> bytes:
     """One event as one line of JSON, UTF-8."""
+    data = event.data
+    body = event.body
     head = (
         f'{{"seq":{event.seq},"type":{_quote(event.type)},"time":"{rfc3339(event.time)}",'
         f'"attempt":{event.attempt},"source":"{event.source}","data":'
     )
-    return head.encode() + _data(event) + b"}"
-
-
-def _data(event: Event) -> bytes:
-    body = event.body
     if body is None:
-        return _json(event.data)
+        return head.encode() + _json(data) + b"}"
     try:
         key, text = "data", body.decode()
     except UnicodeDecodeError:
         key, text = "data_b64", base64.b64encode(body).decode("ascii")
-    if len(event.data) == 1 and type(stream := event.data.get("stream")) is str:  # nearly every event there is
-        return f'{{"stream":{_quote(stream)},"{key}":{_quote(text)}}}'.encode()
-    return _json({**event.data, key: text})
+    if len(data) == 1 and type(stream := data.get("stream")) is str:  # nearly every event there is
+        return f'{head}{{"stream":{_quote(stream)},"{key}":{_quote(text)}}}}}'.encode()
+    return head.encode() + _json({**data, key: text}) + b"}"
 
 
 def _json(data: Mapping[str, Any]) -> bytes:

@@ -13,7 +13,9 @@ from orchestrator.wire import bounds
 
 def rfc3339(moment: datetime) -> str:
     """Aware datetime → `2025-01-31T08:15:00.123Z` (RFC 3339, milliseconds, always UTC)."""
-    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    if moment.tzinfo is not UTC:
+        moment = moment.astimezone(UTC)
+    return moment.isoformat(timespec="milliseconds")[:-6] + "Z"
 
 
 #: A moment on the wire: RFC 3339 with milliseconds and `Z`; read back as aware UTC.
