@@ -184,6 +184,7 @@ class OwnerLink:
         self.hello = hello
         self.lost: LinkLost | LinkRefused | None = None  # why the line ended, once it has
         self.held = hello.held
+        self.spool_bytes = 0  # when init last said that it holds the harness back
         self.refusals: deque[Refusal] = deque(maxlen=64)
         self._line = line
         self._changed = changed
@@ -306,6 +307,7 @@ class OwnerLink:
                 self._room.clear()
         elif frame.verb in ("held", "released"):
             self.held = frame.verb == "held"
+            self.spool_bytes = int(frame.fields.get("spool_bytes", 0))
         elif frame.verb == "refused":
             self.refusals.append(
                 Refusal(str(frame.fields.get("code", "")), str(frame.fields.get("why", "")), frame.fields)

@@ -98,6 +98,7 @@ class Attempt:
         self._placement: Placement | None = None
         self._frozen = False
         self._started = False
+        self._told_held = False
         self._resources = execution.resources
         self._cause: Outcome | None = None
         self._asked_at: float | None = None
@@ -231,8 +232,19 @@ class Attempt:
         if periodic:
             self._look_at = now + self._parts.settings.look_s
             if self._link is not None and self.scribe.state is _S.RUNNING:
-                status = await self._parts.driver.observe(self._arrival.sandbox_id)
-                self._frozen = isinstance(status, Running) and status.paused
+                await self._observe(self._link)
+
+    async def _observe(self, link: OwnerLink) -> None:
+        """What nobody rings for: frozen by another's hand, killed for memory, held back. An adopted execution is told
+        again what was told before: `kills` counts from its start."""
+        status = await self._parts.driver.observe(self._arrival.sandbox_id)
+        self._frozen = isinstance(status, Running) and status.paused
+        if isinstance(status, Running) and status.oom_kills > self._relay.reading.oom_kills:
+            self._relay.reading.oom_kills = status.oom_kills
+            await self.scribe.write([Entry(events.SANDBOX_OOM, {"kills": status.oom_kills})])
+        if link.held and not self._told_held:
+            await self.scribe.write([Entry(events.SANDBOX_HELD, {"spool_bytes": link.spool_bytes})])
+        self._told_held = link.held
 
     def _view(self) -> View:
         now = self._parts.clock.monotonic()

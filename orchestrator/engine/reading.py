@@ -81,6 +81,7 @@ class Reading:
         self.consumed = execution.consumed
         self.output_mode: OutputMode = execution.output_mode
         self.numbers: dict[str, int] = {}  # message id → n, of those not consumed yet
+        self.oom_kills = 0  # told so far, in this epoch
         self.informed = self.delivered <= self.consumed
         self._midline = False
         self._unstarted = ""
@@ -173,8 +174,9 @@ class Reading:
 
     def _note(self, frame: Frame, batch: Batch) -> None:
         what, said = frame.fields.get("what"), frame.fields
-        if what == "oom":
-            batch.entries.append(_own(events.SANDBOX_OOM, {"kills": said.get("oom_kills", 0)}, frame))
+        if what == "oom" and said.get("oom_kills", 0) > self.oom_kills:
+            self.oom_kills = int(said["oom_kills"])
+            batch.entries.append(_own(events.SANDBOX_OOM, {"kills": self.oom_kills}, frame))
         elif what == "stdin_closed":
             batch.stdin_closed_from = int(said.get("undelivered_from", 0))
         elif what == "exec_failed":
