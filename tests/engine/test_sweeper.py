@@ -1,0 +1,121 @@
+"""The sweeper on real parts: what a crash left is removed, what is somebody's is not, and it says so."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import pytest
+
+from orchestrator.engine.sweeper import Sweeper
+from orchestrator.errors import EngineUnavailable, Unavailable
+from orchestrator.execution import OutcomeKind, Reason, Resources
+from orchestrator.lifecycle import ExecutionState
+from orchestrator.sandbox import Absent, Running, SandboxSpec
+from tests.engine.stage import Stage, printed
+
+pytestmark = pytest.mark.root
+
+
+def sweeper(here: Stage, **settings: float) -> Sweeper:
+    given = {"orphan_grace_s": 0.0, **settings}
+    return Sweeper(replace(here.parts, settings=replace(here.parts.settings, **given)))  # type: ignore[arg-type]
+
+
+async def box(here: Stage, sandbox_id: str) -> None:
+    """A sandbox of ours that no record names."""
+    slot = await here.parts.workspaces.prepare(sandbox_id, inherit=None, seeds=(), disk_bytes=0)
+    await here.parts.driver.ensure(SandboxSpec("any", Resources(), slot.path), sandbox_id)
+
+
+async def test_orphans_go_the_living_stay(here: Stage, caplog: pytest.LogCaptureFixture) -> None:
+    here.work(sweep_interval_s=3600)
+    asked = await here.bash("echo up; read line")
+    await here.saw(asked, printed("up"))
+    record = await here.parts.executions.get(asked.id)
+    assert record.sandbox_id is not None
+    await box(here, "sbx_orphan")
+    await sweeper(here, orphan_grace_s=3600).sweep()
+    assert isinstance(await here.parts.driver.observe("sbx_orphan"), Running)
+    await sweeper(here).sweep()
+    assert isinstance(await here.parts.driver.observe("sbx_orphan"), Absent)
+    assert not here.parts.workspaces.slot("sbx_orphan").path.exists()
+    assert isinstance(await here.parts.driver.observe(record.sandbox_id), Running)
+    assert "sbx_orphan" in " ".join(str(vars(line)) for line in caplog.records)
+    await here.cancel(asked, 0)
+    await here.ended(asked)
+
+
+async def test_an_empty_store_removes_nothing(here: Stage) -> None:
+    await box(here, "sbx_somebodys")
+    await sweeper(here).sweep()
+    assert isinstance(await here.parts.driver.observe("sbx_somebodys"), Running)
+
+
+async def test_an_engine_that_does_not_answer_stops_the_sweep(here: Stage) -> None:
+    await here.bash("true")
+    await box(here, "sbx_orphan")
+    here.script.fail_at["list"] = [EngineUnavailable("away")]
+    with pytest.raises(Unavailable):
+        await sweeper(here).sweep()
+    assert isinstance(await here.parts.driver.observe("sbx_orphan"), Running)
+
+
+async def test_what_a_crash_left_of_one_that_ended(here: Stage) -> None:
+    """It ended, its worker died before it removed the box: the box and the spool go, the files stay."""
+    here.script.fail_at["remove"] = [EngineUnavailable("away")]
+    worker = here.work(sweep_interval_s=3600)
+    record = await here.ended(await here.bash("echo kept > file"))
+    await here.idle(worker)
+    assert record.sandbox_id is not None
+    assert isinstance(await here.parts.driver.observe(record.sandbox_id), Running)
+    await sweeper(here).sweep()
+    assert isinstance(await here.parts.driver.observe(record.sandbox_id), Absent)
+    assert not here.parts.workspaces.slot(record.sandbox_id).spool.exists()
+    assert here.parts.workspaces.files(record.sandbox_id).stat("file").size_bytes == 5
+
+
+async def test_retention(here: Stage) -> None:
+    worker = here.work(sweep_interval_s=3600)
+    record = await here.ended(await here.bash("true"))
+    other = await here.bash("true")
+    await here.ended(other)
+    await here.idle(worker)
+    assert record.sandbox_id is not None
+    await sweeper(here, retention_s=3600).sweep()
+    assert here.parts.workspaces.slot(record.sandbox_id).path.exists()
+    while datetime.now(UTC) < (
+        record.finished_at or datetime.now(UTC)
+    ):  # the store's clock and ours may differ by a tick
+        await asyncio.sleep(0.001)
+    await sweeper(here, retention_s=1e-6).sweep()
+    assert not here.parts.workspaces.slot(record.sandbox_id).path.exists()
+    assert [left async for left in here.parts.executions.everything()] == []
+
+
+async def test_a_host_that_fell_silent_is_lost(here: Stage) -> None:
+    there = here.work(host="there", host_lost_after_s=3600)
+    asked = await here.bash("echo up; sleep 1000")
+    await here.saw(asked, printed("up"))
+    await here.stop(there)
+    watching = sweeper(here, host_lost_after_s=0.2)
+    await watching.sweep()  # the first time it is only heard of
+    while (await here.parts.executions.get(asked.id)).state is ExecutionState.RUNNING:
+        await asyncio.sleep(0.1)
+        await watching.sweep()
+    record = await here.ended(asked)
+    assert record.outcome is not None
+    assert (record.outcome.kind, record.outcome.reason) == (OutcomeKind.LOST, Reason.HOST_LOST)
+
+
+async def test_the_slots_owner_is_left_alone(here: Stage) -> None:
+    """Whatever lies beside our slots in the directory is not ours to remove."""
+    await here.bash("true")
+    root = here.parts.workspaces.slot("x").path.parent
+    root.mkdir(parents=True, exist_ok=True)
+    (root / "notes.txt").write_text("mine")
+    os.utime(root / "notes.txt", (0, 0))
+    await sweeper(here).sweep()
+    assert (root / "notes.txt").read_text() == "mine"
