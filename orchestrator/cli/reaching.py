@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 #: How long one call goes on while no server answers: over a quick restart, not over a coffee.
 CALL_PATIENCE_S = 3.0
+#: How long what follows a long run (its downloads) does.
+AFTERWARDS_PATIENCE_S = 60.0
 #: A follower says that it is trying again after this long in vain, not at every blink.
 SAID_AFTER_S = 1.0
 
@@ -78,20 +80,22 @@ def target(ctx: typer.Context) -> profile.Target:
     return profile.target(shared and shared.url, shared and shared.profile)
 
 
-def client(ctx: typer.Context, *, on_retry: Callable[[str, float], None] | None = None) -> Client:
+def client(
+    ctx: typer.Context, *, on_retry: Callable[[str, float], None] | None = None, patience_s: float = CALL_PATIENCE_S
+) -> Client:
     """A blocking client."""
     from orchestrator.client import Client, Patience
 
     who = target(ctx)
-    return Client(who.url, who.token, patience=Patience(limit_s=CALL_PATIENCE_S), on_retry=on_retry)
+    return Client(who.url, who.token, patience=Patience(limit_s=patience_s), on_retry=on_retry)
 
 
-def async_client(ctx: typer.Context, *, on_retry: Callable[[str, float], None] | None = None) -> AsyncClient:
-    """One for an event loop."""
-    from orchestrator.client import AsyncClient, Patience
+def watcher(ctx: typer.Context, *, on_retry: Callable[[str, float], None]) -> AsyncClient:
+    """One for an event loop, for somebody who stays: it never gives up by itself."""
+    from orchestrator.client import FOR_EVER, AsyncClient
 
     who = target(ctx)
-    return AsyncClient(who.url, who.token, patience=Patience(limit_s=CALL_PATIENCE_S), on_retry=on_retry)
+    return AsyncClient(who.url, who.token, patience=FOR_EVER, on_retry=on_retry)
 
 
 def execution(client: Client, ref: str) -> Execution:

@@ -142,28 +142,31 @@ def run(ctx: typer.Context, spec: dict[str, Any], gathered: Sequence[tuple[Path,
         early = _Early()
         submitted = client.submit(key=key, **spec)
         profile.remember(client.address.url, submitted.id)
-        if talk:
-            console.note(submitted.id)
-        try:
-            code, record = asyncio.run(_watch(ctx, submitted.id, watch, talk, early))
-        except _Leave as left:
-            return left.code
-        except BrokenPipeError:
-            console.note(f"nobody reads our output any more; {submitted.id} goes on")
-            raise
-        _complain(record)
-        for path, place in watch.downloads:
-            count = fetching.fetch(submitted, path, place, say=console.note)
-            if talk:
-                console.note(f"{path or '/workspace'} → {place} ({count} files)")
-        if watch.remove:
-            submitted.delete()
-        return code
+    id = submitted.id
+    if talk:
+        console.note(id)
+    try:
+        code, record = asyncio.run(_watch(ctx, id, watch, talk, early))
+    except _Leave as left:
+        return left.code
+    except BrokenPipeError:
+        console.note(f"nobody reads our output any more; {id} goes on")
+        raise
+    _complain(record)
+    if watch.downloads or watch.remove:
+        with reaching.client(ctx, patience_s=reaching.AFTERWARDS_PATIENCE_S) as client:
+            for path, place in watch.downloads:
+                count = fetching.fetch(client.execution(id), path, place, say=console.note)
+                if talk:
+                    console.note(f"{path or '/workspace'} → {place} ({count} files)")
+            if watch.remove:
+                client.execution(id).delete()
+    return code
 
 
 async def _watch(ctx: typer.Context, id: str, watch: Watch, talk: bool, early: _Early) -> tuple[int, Record]:
     outage = reaching.Outage(quiet=watch.quiet)
-    async with reaching.async_client(ctx, on_retry=outage.retry) as client:
+    async with reaching.watcher(ctx, on_retry=outage.retry) as client:
         execution = client.execution(id)
         hands = _Hands(execution, talk)
         hands.catch(early)

@@ -270,6 +270,24 @@ def test_a_server_killed_under_a_run_costs_no_byte(own_place: Place) -> None:
     assert own_place.record("on")["attempt"] == 1
 
 
+def test_lines_of_stdin_arrive_once_and_in_order_while_the_server_is_killed(own_place: Place) -> None:
+    script = 'while read -r line; do echo "got $line"; [ "$line" = end ] && exit 0; done'
+    run = own_place.start("run", "-i", "--", "bash", "-c", script, stdin=subprocess.PIPE)
+    assert run.process.stdin is not None and own_place.server is not None
+    for number in range(1, 201):
+        run.process.stdin.write(b"%d\n" % number)
+        run.process.stdin.flush()
+        if number in (60, 140):
+            run.saw(b"got 20\n" if number == 60 else b"got 100\n")
+            own_place.server.kill()
+            own_place.server.wait()
+            own_place.serve()
+    run.process.stdin.write(b"end\n")
+    run.process.stdin.close()
+    assert run.code() == 0
+    assert run.out == b"".join(b"got %d\n" % number for number in range(1, 201)) + b"got end\n"
+
+
 def test_ctrl_c_before_it_begins_cancels(own_place: Place) -> None:
     """Nothing runs here that could be interrupted: the only place is taken."""
     assert own_place.server is not None
