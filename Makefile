@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help run demo check test test-all conformance bench image lock node clean uninstall
+.PHONY: help run demo check test test-all conformance test-faults test-security soak bench image lock node clean uninstall
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -20,14 +20,20 @@ check:  ## format, lint, types, layers
 test:  ## the tests that belong to a change
 	@.ci/test
 
-test-all:  ## the same at full size
-	@.ci/test all
+test-all:  ## the same at full size, after ten minutes of soak
+	@.ci/soak && .ci/test all
 
 conformance:  ## the Durable Streams suite against a live server; last line: N passed, M failed
 	@.ci/setup python node && build/venv/bin/python -m tests.conformance.suite
 
 test-faults:  ## workers, api, store and lines killed at random (SEED= KILLS= EXECUTIONS= LINES=)
 	@.ci/test-faults
+
+test-security:  ## the attacks on a sandbox and on what it leaves
+	@.ci/test tests/security
+
+soak:  ## test-faults again and again, new seeds (MINUTES=10)
+	@.ci/soak
 
 bench:  ## figures beside a bare Docker or Redis of the same run (ONLY=name,…); build/bench.json
 	@.ci/setup python engine image && PYTHONPATH=.:sandbox-image:agent-harness build/venv/bin/python -m tests.bench
