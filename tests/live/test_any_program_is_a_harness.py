@@ -27,3 +27,27 @@ def test_it_asks_half_way_is_answered_and_finishes(live: Place, tmp_path: Path) 
     receipts = [one for one in types if one.startswith("message.")]
     assert receipts[:2] == ["message.accepted", "message.delivered"]
     assert types[-1] == "execution.finished"
+
+
+def test_one_in_python_speaks_in_typed_events(live: Place) -> None:
+    example = ROOT / "agent-harness" / "examples" / "steered.py"
+    live.ok("run", "-d", "--name", "steered", "-e", "STEPS=4", "--upload", str(example), "--", "python3", "steered.py")
+    until(lambda: any(event["type"] == "tool_call" for event in live.events("steered")), "its first step")
+    live.ok("send", "steered", "faster")
+    assert live.carrel("wait", "steered").returncode == 0
+    events = live.events("steered")
+    said = [event["data"].get("text") for event in events if event["type"] == "agent_message_chunk"]
+    assert said == ["you said: faster"]
+    assert sum(event["type"] == "tool_call_update" for event in events) == 4
+    assert [event["data"]["stop_reason"] for event in events if event["type"] == "result"] == ["end_turn"]
+    assert live.record("steered")["output"] in (None, "jsonl")
+
+
+def test_the_first_one_hears_and_leaves_a_report(live: Place) -> None:
+    example = ROOT / "agent-harness" / "examples" / "first.sh"
+    live.ok("run", "-d", "--name", "first", "-e", "STEPS=3", "-f", str(example))
+    until(lambda: "step 1 of 3" in live.ok("logs", "first"), "its first step")
+    live.ok("send", "first", "hello")
+    assert live.carrel("wait", "first").returncode == 0
+    assert "you said: hello" in live.ok("logs", "first")
+    assert live.ok("artifacts", "get", "-o", "-", "first", "report.txt") == "steps 3\nmessages 1\n"
