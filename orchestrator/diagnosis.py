@@ -23,6 +23,7 @@ from typing import Any, Final
 
 import docker
 
+from orchestrator import leftovers
 from orchestrator.errors import BadInput, CarrelError
 from orchestrator.execution import GIB
 from orchestrator.settings import Settings, unknown_variables
@@ -234,6 +235,25 @@ def store(settings: Settings) -> Iterator[Check]:
         remedy = "`carrel serve` prepares it at its start; one of a newer release needs that release"
         yield Check("schema", Verdict.WARN, found.wrong["schema"], remedy)
     yield clock(found.time_s, time.time())
+    yield orphans(settings, url)
+
+
+def orphans(settings: Settings, url: str) -> Check:
+    """Sandboxes and slots of ours that no record names: what crashes left, and a worker will remove."""
+    try:
+        plan = asyncio.run(leftovers.plan(settings, url))
+    except CarrelError as failure:
+        return Check("orphans", Verdict.WARN, f"not known: {failure.message}", "mend what is above")
+    if plan.distrusted:
+        seen = "the store knows no execution, but there are sandboxes or slots here: was it emptied, or another one?"
+        return Check("orphans", Verdict.WARN, seen, "bring the right store back; `make clean` removes the sandboxes")
+    names = [*(f"sandbox {name}" for name in plan.sandboxes), *(f"slot {name}" for name in plan.slots)]
+    if not names:
+        return Check("orphans", Verdict.OK, "none")
+    seen = f"{len(names)} that no record names: {', '.join(names[:5])}" + (" …" if len(names) > 5 else "")
+    return Check(
+        "orphans", Verdict.WARN, seen, f"a worker removes them {settings.orphan_grace_s:g} s after their birth"
+    )
 
 
 @dataclass(frozen=True)

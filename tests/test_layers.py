@@ -38,7 +38,11 @@ ROOMS = {
     "nouns": Room(("orchestrator",)),
     "link": Room(("orchestrator.link",), ("nouns", "frames")),
     "settings": Room(("orchestrator.settings",), ("nouns",)),
-    "diagnosis": Room(("orchestrator.diagnosis",), ("nouns", "settings", "stores"), ("docker",)),
+    "diagnosis": Room(("orchestrator.diagnosis",), ("nouns", "settings", "stores", "leftovers"), ("docker",)),
+    # As assembly, it knows concrete classes; but it only looks.
+    "leftovers": Room(
+        ("orchestrator.leftovers",), ("nouns", "settings", "stores", "drivers", "workspaces", "engine"), ()
+    ),
     "assembly": Room(
         ("orchestrator.assembly",),
         (
