@@ -86,6 +86,7 @@ def create_app(
         authenticator=Authenticator(tokens, clock),
         allowed_hosts=settings.allowed_hosts,
         allowed_origins=settings.allowed_origins,
+        stall_limit_s=settings.stall_limit_s,
     )
     app.add_middleware(Timing, metrics=parts.metrics)
     return app

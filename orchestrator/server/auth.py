@@ -9,13 +9,36 @@ from typing import Final
 from starlette.datastructures import Headers
 
 from orchestrator.clock import Clock
-from orchestrator.errors import Unauthorized
+from orchestrator.errors import StoreUnavailable, Unauthorized
 from orchestrator.tokens import Token, Tokens, digest_of
 
 _REMEMBERED: Final = 1024
 #: How long a revoked token may still be served by this process; what one look at the store costs is saved meanwhile.
 REMEMBER_S: Final = 5.0
 _LONGEST: Final = 512
+
+
+class Permit:
+    """That a token still holds while its stream lives: asked of the store now and then, not at each event."""
+
+    def __init__(self, tokens: Tokens, token: Token, clock: Clock, *, every_s: float) -> None:
+        self._tokens = tokens
+        self._token = token
+        self._clock = clock
+        self._every_s = every_s
+        self._next = clock.monotonic() + every_s
+
+    async def holds(self) -> bool:
+        """False once it was revoked, or lost what it may. A store that does not answer revokes nothing."""
+        now = self._clock.monotonic()
+        if now < self._next:
+            return True
+        self._next = now + self._every_s
+        try:
+            known = await self._tokens.find(self._token.digest)
+        except StoreUnavailable:
+            return True
+        return known is not None and known.scopes >= self._token.scopes
 
 
 class Authenticator:

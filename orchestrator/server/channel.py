@@ -19,6 +19,7 @@ from orchestrator.errors import CarrelError, Forbidden, Gone, Unavailable
 from orchestrator.events import Cursor, Event
 from orchestrator.execution import Execution
 from orchestrator.server import problems
+from orchestrator.server.auth import Permit
 from orchestrator.server.parts import Parts, Reader, ThePart
 from orchestrator.server.places import MOST_TAIL, place
 from orchestrator.server.steering import cancel_want, interrupt_want, new_id, send
@@ -33,7 +34,7 @@ router = APIRouter()
 
 #: Events are put together into frames of about this size: a frame costs both ends more than an event.
 _FRAME_BYTES: Final = 128 << 10
-ENDED, TOO_MANY, RESTARTING = 1000, 1013, 1012
+ENDED, NOT_ALLOWED, RESTARTING = 1000, 1008, 1012
 _REASON_BYTES: Final = 123  # RFC 6455, 5.5
 
 
@@ -53,7 +54,7 @@ async def channel(
     with counted(parts, "websocket"):
         await socket.accept()
         line = _Line(socket, parts)
-        sending = asyncio.ensure_future(_show(line, execution.id, start))
+        sending = asyncio.ensure_future(_show(line, execution.id, start, parts.permit(caller)))
         receiving = asyncio.ensure_future(_hear(line, execution, caller))
         try:
             await asyncio.wait((sending, receiving), return_when=asyncio.FIRST_COMPLETED)
@@ -100,7 +101,7 @@ class _Line:
         return text if text is not None else message["bytes"]
 
 
-async def _show(line: _Line, execution_id: str, start: Cursor) -> None:
+async def _show(line: _Line, execution_id: str, start: Cursor, permit: Permit) -> None:
     """Events out, until the history ends, this process stops, or the viewer goes."""
     parts = line.parts
     sent, sent_bytes = parts.metrics.events_sent.labels("websocket"), parts.metrics.sent_bytes.labels("websocket")
@@ -110,6 +111,9 @@ async def _show(line: _Line, execution_id: str, start: Cursor) -> None:
     )
     try:
         async for page in pages:
+            if not await permit.holds():
+                await line.close(NOT_ALLOWED, "the token does not hold any more")
+                return
             if page is None:
                 continue  # uvicorn pings a quiet socket itself
             if page.events:

@@ -6,6 +6,7 @@ forgotten on one; so this is one ASGI middleware around everything, and only OPE
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
 from typing import Any, Final
 from urllib.parse import parse_qsl, urlsplit
@@ -41,8 +42,10 @@ class Door:
         authenticator: Authenticator,
         allowed_hosts: Iterable[str],
         allowed_origins: Iterable[str],
+        stall_limit_s: float,
     ) -> None:
         self._app = app
+        self._stall_limit_s = stall_limit_s
         self._authenticator = authenticator
         self._hosts = frozenset(_hostname(host) for host in (*_LOOPBACK, *allowed_hosts))
         self._origins = frozenset(_origin(origin) for origin in allowed_origins)
@@ -59,11 +62,38 @@ class Door:
             if scope["path"] not in OPEN_PATHS:
                 scope["carrel.token"] = await self._authenticator.caller(headers)
             if scope["type"] == "http":
-                receive = _bounded(scope, headers, receive)
+                receive = self._bounded(scope, headers, receive)
         except CarrelError as refusal:
             await _refuse(refusal, scope, receive, send)
             return
         await self._app(scope, receive, _guarded(send) if scope["type"] == "http" else send)
+
+    def _bounded(self, scope: Scope, headers: Headers, receive: Receive) -> Receive:
+        """The body as it comes, until it is too large or does not come any more."""
+        if is_streamed(scope):
+            return receive
+        said = headers.get("content-length", "")
+        if said.isdigit() and int(said) > BODY_BYTES:
+            raise problems.body_too_large()
+        got, more = 0, True
+
+        # The framework turns any other exception of a body's reader into 400; problems.py knows these two.
+        async def bounded() -> Message:
+            nonlocal got, more
+            if not more:
+                return await receive()  # waits for the caller to leave
+            try:
+                async with asyncio.timeout(self._stall_limit_s):
+                    message = await receive()
+            except TimeoutError:
+                raise HTTPException(408, "the body did not come") from None
+            got += len(message.get("body", b""))
+            if got > BODY_BYTES:
+                raise HTTPException(413)
+            more = message.get("more_body", False)
+            return message
+
+        return bounded
 
     def _check_host(self, headers: Headers) -> None:
         given = headers.getlist("host")
@@ -119,30 +149,11 @@ def _check_query(query: bytes) -> None:
 def is_streamed(scope: Scope) -> bool:
     """True for uploads: their route reads and bounds the body itself, piece by piece."""
     path: str = scope["path"]
+    if path.startswith("/v1/stream/"):
+        return True
     if scope["method"] == "POST":
         return path == "/v1/blobs"
     return scope["method"] == "PUT" and path.startswith("/v1/executions/") and "/files/" in path
-
-
-def _bounded(scope: Scope, headers: Headers, receive: Receive) -> Receive:
-    if is_streamed(scope) or scope["path"].startswith("/v1/stream/"):
-        return receive
-    said = headers.get("content-length", "")
-    if said.isdigit() and int(said) > BODY_BYTES:
-        raise problems.body_too_large()
-    got = 0
-
-    async def bounded() -> Message:
-        nonlocal got
-        message = await receive()
-        if message["type"] == "http.request":
-            got += len(message.get("body", b""))
-            if got > BODY_BYTES:
-                # The framework turns any other exception of a body's reader into 400; problems.py knows this one.
-                raise HTTPException(413)
-        return message
-
-    return bounded
 
 
 def _guarded(send: Send) -> Send:

@@ -46,7 +46,7 @@ async def events(
     execution = await parts.find(id, caller)
     start = place(execution, after=after, tail=tail, last_event_id=last_event_id)
     if accepts_sse(request.headers.get("accept", "")):
-        return await EventStream.begin(parts, execution.id, start)
+        return await EventStream.begin(parts, execution.id, start, parts.permit(caller))
     page = await parts.history.read(execution.id, start, limit=limit)
     if wait_s and not page.events and not page.closed:
         request.scope["carrel.held"] = True

@@ -80,6 +80,20 @@ async def read(
     return await _content(parts, files, name, request)
 
 
+@router.get("/files", include_in_schema=False)
+async def root(
+    id: str,
+    request: Request,
+    parts: ThePart,
+    caller: Reader,
+    recursive: Annotated[bool, Query()] = False,
+    limit: Annotated[int, Query(ge=1, le=_MOST_LISTED)] = 1000,
+    after: Annotated[str, Query(max_length=8192)] = "",
+) -> Response:
+    """/workspace itself, for those who leave the slash out."""
+    return await read(id, "", request, parts, caller, False, recursive, limit, after)
+
+
 @router.head("/files/{path:anypath}", include_in_schema=False)
 async def head(id: str, path: str, request: Request, parts: ThePart, caller: Reader) -> Response:
     """What GET would say of a file, without its bytes."""
@@ -179,6 +193,8 @@ def _path(request: Request, after: str) -> str:
     """What follows `/v1/executions/{id}/<after>/`, decoded once, byte for byte (names need not be UTF-8)."""
     raw: bytes = request.scope["raw_path"]
     segments = raw.split(b"/", 5)
+    if len(segments) == 5 and segments[4] == after.encode():
+        return ""  # /workspace itself
     if len(segments) != 6 or segments[4] != after.encode():
         raise NotFound("there is no such page", kind="page", id=request.url.path[:200])
     return os.fsdecode(unquote_to_bytes(segments[5]))

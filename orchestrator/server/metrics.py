@@ -6,6 +6,7 @@ from fixed sets only: route templates, methods, status classes, states, outcomes
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from typing import Final
@@ -16,6 +17,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from orchestrator.execution import OutcomeKind, Reason
 from orchestrator.executions import Host, Tally
 from orchestrator.lifecycle import ExecutionState
+
+logger = logging.getLogger(__name__)
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 _LATENCY_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -74,8 +77,27 @@ class Metrics:
         return generate_latest(self.registry)
 
 
+def _log(scope: Scope, status: int, seconds: float) -> None:
+    """What changes something is worth a line; what only looks is for debugging. The path as it was sent (escaped by
+    its encoding), never the query, and the token by its name."""
+    level = logging.DEBUG if scope["method"] in {"GET", "HEAD"} and status < 500 else logging.INFO
+    if not logger.isEnabledFor(level):
+        return
+    token = scope.get("carrel.token")
+    about = {
+        "method": scope["method"],
+        "path": scope["raw_path"].decode("ascii", "backslashreplace")[:300],
+        "status": status,
+        "ms": round(seconds * 1000, 1),
+        "token": token.id if token else "",
+    }
+    if id := scope.get("path_params", {}).get("id"):
+        about["execution"] = id
+    logger.log(level, "request", extra=about)
+
+
 class Timing:
-    """ASGI middleware: how long until each answer began."""
+    """ASGI middleware: how long until each answer began, counted and logged."""
 
     def __init__(self, app: ASGIApp, *, metrics: Metrics) -> None:
         self._app = app
@@ -88,6 +110,8 @@ class Timing:
         began = time.perf_counter()
 
         async def timed(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                _log(scope, message["status"], time.perf_counter() - began)
             if message["type"] == "http.response.start" and not scope.get("carrel.held"):
                 # The template, never the path: an attacker's URLs must not become label values.
                 route = getattr(scope.get("route"), "path", "") or "other"

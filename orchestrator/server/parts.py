@@ -22,6 +22,7 @@ from orchestrator.execution import GIB, KIB, Execution, Limits, Resources
 from orchestrator.executions import Executions
 from orchestrator.history import History
 from orchestrator.reach import Reach
+from orchestrator.server.auth import Permit
 from orchestrator.server.metrics import Metrics
 from orchestrator.server.viewers import Encodings
 from orchestrator.streams import Streams
@@ -39,7 +40,8 @@ class ServerSettings:
     """What an operator may set of the api. Durations in seconds, sizes in bytes.
 
     `allowed_hosts`: values of the Host header besides localhost, 127.0.0.1 and [::1] ("*" = any); `allowed_origins`:
-    browser origins besides the server's own. A viewer that takes nothing for `stall_limit_s` is dropped.
+    browser origins besides the server's own. A viewer that takes nothing for `stall_limit_s` is dropped; `recheck_s`:
+    how often a stream that lives on asks whether its token still holds.
     `long_poll_s`: how long one of a generic stream is held (the protocol's public suite expects at most 20).
     """
 
@@ -53,6 +55,7 @@ class ServerSettings:
     heartbeat_s: float = 15.0
     long_poll_s: float = 15.0
     stall_limit_s: float = 20.0
+    recheck_s: float = 30.0
     viewer_limit: int = 4096
     file_threads: int = 16
 
@@ -96,6 +99,9 @@ class Parts:
 
     def close(self) -> None:
         self._file_threads.shutdown(wait=False, cancel_futures=True)
+
+    def permit(self, caller: Token) -> Permit:
+        return Permit(self.tokens, caller, self.clock, every_s=self.settings.recheck_s)
 
     async def find(self, ref: str, caller: Token) -> Execution:
         """The execution a path names, of the caller's tenant: another tenant's does not exist for them. Raises

@@ -19,6 +19,7 @@ from orchestrator.errors import CarrelError, Gone, Unavailable
 from orchestrator.events import Cursor, Event
 from orchestrator.history import Page
 from orchestrator.server import problems
+from orchestrator.server.auth import Permit
 from orchestrator.server.parts import Parts
 from orchestrator.server.viewers import beating, check_room, counted, cut, taken
 
@@ -109,7 +110,7 @@ class EventStream:
     """One viewer of one history over SSE."""
 
     @staticmethod
-    async def begin(parts: Parts, execution_id: str, start: Cursor) -> Response:
+    async def begin(parts: Parts, execution_id: str, start: Cursor, permit: Permit) -> Response:
         """The response: a stream, or 204 when everything was seen. What is wrong with `start` is raised here, before
         the stream begins, so that it is a status and not a broken stream."""
         check_room(parts)
@@ -122,11 +123,11 @@ class EventStream:
         if first.closed and not first.events:
             await pages.aclose()  # type: ignore[attr-defined]
             return Response(status_code=204, headers=_HEADERS)
-        return Streamed(_pieces(parts, execution_id, start, first, pages), parts=parts, kind="sse")
+        return Streamed(_pieces(parts, execution_id, start, permit, first, pages), parts=parts, kind="sse")
 
 
 async def _pieces(
-    parts: Parts, execution_id: str, start: Cursor, first: Page, pages: AsyncIterator[Page]
+    parts: Parts, execution_id: str, start: Cursor, permit: Permit, first: Page, pages: AsyncIterator[Page]
 ) -> AsyncIterator[bytes]:
     sent = parts.metrics.events_sent.labels("sse")
     sent_bytes = parts.metrics.sent_bytes.labels("sse")
@@ -137,6 +138,8 @@ async def _pieces(
         try:
             yield f"retry: {_RETRY_MS}\n\n".encode()
             async for page in beats:
+                if not await permit.holds():
+                    return  # its reader connects again, and is told 401
                 if page is None:
                     yield b":\n\n"
                     continue
@@ -160,8 +163,6 @@ async def _pieces(
             logger.warning("a stream ended early", extra={"execution": execution_id, "why": away.message})
         except CarrelError as error:
             yield written("error", _json(problems.members_of(error)))
-        except GeneratorExit:
-            raise
         finally:
             await beats.aclose()  # type: ignore[attr-defined]
 

@@ -34,6 +34,13 @@ def disk_is_unlimited(disk_bytes: int) -> int:
     return disk_bytes
 
 
+def idle_is_later(idle_timeout_s: float | None) -> float | None:
+    """Nobody watches for idleness yet; refused, not ignored."""
+    if idle_timeout_s is not None:
+        bounds.refuse("not in this version", limit="null", remedy="leave it out")
+    return idle_timeout_s
+
+
 class ResourcesBody(RequestModel):
     """What one sandbox may use. `cpus` in cores."""
 
@@ -65,7 +72,7 @@ class LimitsBody(RequestModel):
     """How long, in seconds; null = no limit."""
 
     deadline_s: float | None = Field(default=None, gt=0, le=bounds.DEADLINE_S)
-    idle_timeout_s: float | None = Field(default=None, gt=0, le=bounds.DEADLINE_S)
+    idle_timeout_s: Annotated[float | None, AfterValidator(idle_is_later)] = None
     grace_s: float = Field(default=DEFAULT_LIMITS.grace_s, ge=0, le=3600)
 
     def noun(self, defaults: execution.Limits = DEFAULT_LIMITS) -> execution.Limits:

@@ -18,7 +18,7 @@ from websockets.frames import Close
 from orchestrator.events import Cursor
 from orchestrator.server.parts import ServerSettings
 from orchestrator.server.serve import WEBSOCKET_BYTES
-from orchestrator.tokens import Scope
+from orchestrator.tokens import Scope, digest_of
 from tests.contracts.redis_store import lines
 from tests.server.conftest import Api, running_api, until, with_settings
 
@@ -169,6 +169,18 @@ async def test_64_a_message_over_the_bound_closes_the_socket(api: Api) -> None:
             await line.recv()
     assert caught.value.rcvd is not None and caught.value.rcvd.code == 1009
     await until(lambda: api.parts.viewers == 0)
+
+
+async def test_a_revoked_token_s_socket_is_closed(redis_url: str, installation: str, short_dir: Path) -> None:
+    quick = with_settings(recheck_s=0.0, heartbeat_s=0.05)
+    async with running_api(redis_url, installation, short_dir, quick) as api:
+        id = await api.submit()
+        secret = await api.token_for(Scope.READ)
+        async with channel(api, id, token=secret) as line:
+            token = await api.tokens.find(digest_of(secret))
+            assert token is not None and await api.tokens.revoke(token.id)
+            end = await ended(line)
+    assert end is not None and end.code == 1008
 
 
 async def test_64_compression_is_not_spoken(api: Api) -> None:

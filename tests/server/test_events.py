@@ -18,6 +18,7 @@ from orchestrator.events import Cursor, Entry
 from orchestrator.history import Lease, Spooled
 from orchestrator.server.parts import ServerSettings
 from orchestrator.stores.redis import Server
+from orchestrator.tokens import Scope, digest_of
 from tests.contracts.redis_store import lines
 from tests.server.conftest import Api, http_over, running_api, until, with_settings
 
@@ -275,6 +276,19 @@ async def test_a_viewer_that_reads_nothing_is_cut_and_nobody_waits_for_it(api: A
     finally:
         for line in lazy:
             line.close()
+
+
+async def test_a_revoked_token_s_stream_ends(redis_url: str, installation: str, short_dir: Path) -> None:
+    quick = with_settings(recheck_s=0.0, heartbeat_s=0.05)
+    async with running_api(redis_url, installation, short_dir, quick) as api:
+        id = await api.submit()
+        secret = await api.token_for(Scope.READ)
+        async with api.caller(secret) as http:
+            watching = asyncio.create_task(sent(http, id))
+            await until(lambda: api.parts.viewers == 1)
+            token = await api.tokens.find(digest_of(secret))
+            assert token is not None and await api.tokens.revoke(token.id)
+            assert [event for event, _, _ in await watching] == ["event", "up_to_date"]
 
 
 async def test_too_many_viewers_are_told(redis_url: str, installation: str, short_dir: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from orchestrator.lifecycle import Trigger
 from orchestrator.server.parts import ServerSettings
 from orchestrator.wire.record import Record
 from tests.contracts.redis_store import lines
-from tests.server.conftest import Api, with_settings
+from tests.server.conftest import Api, running_api, with_settings
 
 CANCELLED = Outcome(OutcomeKind.CANCELLED, Reason.CANCELLED)
 
@@ -56,6 +57,7 @@ async def test_a_key_submits_once(api: Api) -> None:
         ({"command": ["x"], "privileged": True}, "privileged"),
         ({"command": ["x"], "labels": {"carrel.sandbox": "x"}}, "labels"),
         ({"command": ["x"], "resources": {"disk_bytes": 1}}, "resources.disk_bytes"),
+        ({"command": ["x"], "limits": {"idle_timeout_s": 5}}, "limits.idle_timeout_s"),
         ({"task": "x", "harness": "nope"}, "harness"),
         ({"task": "x" * (MIB + 1)}, "task"),
         ({"command": ["x"], "files": [{"path": "a", "sha256": "0" * 64}]}, "files[0].sha256"),
@@ -86,6 +88,33 @@ async def test_a_large_body_is_refused_whether_announced_or_not(api: Api) -> Non
     chunked = await api.http.post("/v1/executions", content=endless(), headers={"content-type": "application/json"})
     for answer in (announced, chunked):
         assert (answer.status_code, answer.json()["code"], answer.json()["field"]) == (413, "too_large", "body")
+
+
+async def test_a_body_that_does_not_come_is_not_waited_for(redis_url: str, installation: str, short_dir: Path) -> None:
+    async with running_api(redis_url, installation, short_dir, with_settings(stall_limit_s=0.2)) as api:
+        reader, writer = await asyncio.open_unix_connection(str(api.socket))
+        writer.write(
+            f"POST /v1/executions HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {api.token}\r\n"
+            "Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{".encode()
+        )
+        assert b" 408 " in await reader.readline()
+        writer.close()
+
+
+async def test_what_changes_something_is_logged_on_one_line(api: Api, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="orchestrator.server")
+    id = await api.submit()
+    await api.http.post(f"/v1/executions/{id}/cancel?x=secret", json={})
+    await api.http.get(f"/v1/executions/{id}")
+    await api.http.delete("/v1/executions/evil%0d%0a%1b[2J")
+    lines_ = [vars(record) for record in caplog.records if record.getMessage() == "request"]
+    assert [(line["method"], line["status"], line["token"]) for line in lines_] == [
+        ("POST", 201, "tok_admin"),
+        ("POST", 202, "tok_admin"),
+        ("DELETE", 404, "tok_admin"),
+    ]
+    assert lines_[1]["execution"] == id and lines_[1]["path"] == f"/v1/executions/{id}/cancel"
+    assert lines_[2]["path"] == "/v1/executions/evil%0d%0a%1b[2J"
 
 
 async def test_files_are_kept_by_content(api: Api) -> None:

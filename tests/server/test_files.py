@@ -124,6 +124,7 @@ async def test_a_directory_is_paged_in_order(api: Api) -> None:
     ]
     assert got[-1]["kind"] == "symlink" and got[-1]["target"] == "/etc/passwd"
     assert [entry.path async for entry in files.list("sub")] == ["sub/deep"]
+    assert (await api.http.get(path.rstrip("/"))).json() == (await api.http.get(path)).json()
     assert (await api.http.get(path, params={"after": "%%"})).json()["field"] == "after"
 
 
