@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 from collections.abc import AsyncIterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,7 @@ from orchestrator.drivers import docker_options, sockets, work_cgroup
 from orchestrator.drivers.container_start import ContainerStart
 from orchestrator.drivers.containers import Containers, Inspected, limits_of
 from orchestrator.drivers.docker_options import Installation
-from orchestrator.drivers.engine_calls import API_VERSION, EngineCalls, NoSuch, Refused
+from orchestrator.drivers.engine_calls import EngineCalls, NoSuch, Refused
 from orchestrator.drivers.engine_events import EngineEvents
 from orchestrator.drivers.work_cgroup import ContainerCgroup
 from orchestrator.errors import (
@@ -259,7 +260,14 @@ class DockerDriver:
     # -- asking -------------------------------------------------------------------------------------------------------
 
     async def _host_size(self) -> tuple[float, int]:
-        """Cores and bytes of memory. Raises Infeasible on an engine whose sandboxes could not reach their slots."""
+        """Cores and bytes of memory. Raises Infeasible where sandboxes could not reach their slots."""
+        if os.geteuid() != 0:
+            raise Infeasible(
+                "a worker must be root: init enters only root's slots (it may not pass over permissions), and files of "
+                "uid 1000 are made and removed by root alone",
+                field="worker",
+                limit="root",
+            )
         if self._host is None:
             info: dict[str, Any] = await self._calls.quick(docker.APIClient.info)
             if _remaps(info):
@@ -279,7 +287,7 @@ def _remaps(info: dict[str, Any]) -> bool:
 def _update(client: docker.APIClient, container: str, limits: dict[str, int]) -> None:
     """The SDK's own `update_container` cannot say PidsLimit."""
     answer = client.post(
-        f"{client.base_url}/v{API_VERSION}/containers/{container}/update", json=limits, timeout=client.timeout
+        f"{client.base_url}/v{client.api_version}/containers/{container}/update", json=limits, timeout=client.timeout
     )
     try:
         answer.raise_for_status()

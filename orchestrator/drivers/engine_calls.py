@@ -24,10 +24,13 @@ from orchestrator.errors import CarrelError, DiskFull, EngineUnavailable, Infeas
 P = ParamSpec("P")
 T = TypeVar("T")
 
-API_VERSION: Final = "1.41"  # Docker 20.10; newer engines speak it too
+#: Docker 20.10's, the version all this was tried with. An engine that speaks it no more (29 begins at 1.44) is spoken
+#: to in the oldest it does.
+API_VERSION: Final = "1.41"
 
 #: Words of the OCI runtime in an answer of 5xx: the engine itself is well, this one container could not be started.
 _START_FAILURES: Final = ("oci runtime", "failed to create shim", "failed to create task", "failed to start shim")
+_OTHER_VERSION: Final = "client version"  # "client version 1.41 is too old", "… is too new"
 _FULL: Final = ("no space left on device", "disk quota exceeded")
 
 
@@ -60,6 +63,7 @@ class EngineCalls:
         self._threads = threads
         self._limits_s = {"quick": quick_s, "slow": slow_s}
         self._clients: dict[str, docker.APIClient] = {}
+        self._version = ""  # not asked yet
         self._pool = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="engine")
 
     async def quick(self, call: Callable[Concatenate[docker.APIClient, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -89,8 +93,15 @@ class EngineCalls:
         self, kind: str, call: Callable[Concatenate[docker.APIClient, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
         def blocking() -> T:
-            with sorted_errors():
-                return call(self._client(kind), *args, **kwargs)
+            try:
+                with sorted_errors():
+                    return call(self._client(kind), *args, **kwargs)
+            except Refused as error:
+                if _OTHER_VERSION not in error.text.lower():
+                    raise
+                self._version = ""  # another engine than before: ask it anew
+                self._clients.clear()
+                raise EngineUnavailable(f"the container engine was replaced: {error.text}", retry_after_s=1) from error
 
         return await self.run(blocking)
 
@@ -102,13 +113,24 @@ class EngineCalls:
         return client
 
     def _make(self, timeout_s: float) -> docker.APIClient:
-        options: dict[str, Any] = {"version": API_VERSION, "timeout": timeout_s, "max_pool_size": self._threads}
+        if not self._version:
+            with contextlib.closing(self._speaking(API_VERSION, timeout_s)) as probe:
+                oldest = str(probe.version(api_version=False).get("MinAPIVersion") or API_VERSION)
+            self._version = max(API_VERSION, oldest, key=_numbers)
+        return self._speaking(self._version, timeout_s)
+
+    def _speaking(self, version: str, timeout_s: float) -> docker.APIClient:
+        options: dict[str, Any] = {"version": version, "timeout": timeout_s, "max_pool_size": self._threads}
         if self._base_url:
             client = docker.APIClient(base_url=self._base_url, **options)
         else:
             client = docker.APIClient(**kwargs_from_env(), **options)
         mend(client, timeout_s=timeout_s, connections=self._threads)
         return client
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split("."))
 
 
 @contextlib.contextmanager

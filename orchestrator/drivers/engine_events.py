@@ -18,7 +18,7 @@ from typing import Any
 import docker
 
 from orchestrator.drivers.docker_options import LABEL_INSTALLATION, LABEL_SANDBOX
-from orchestrator.drivers.engine_calls import API_VERSION, sorted_errors
+from orchestrator.drivers.engine_calls import sorted_errors
 from orchestrator.errors import EngineUnavailable
 
 log = logging.getLogger(__name__)
@@ -106,7 +106,7 @@ class _Stream:
         with contextlib.ExitStack() as undo, sorted_errors():
             undo.callback(client.close)
             self._response = client.get(
-                f"{client.base_url}/v{API_VERSION}/events",
+                f"{client.base_url}/v{client.api_version}/events",
                 params={"filters": json.dumps({name: [value] for name, value in filters.items()})},
                 stream=True,
                 timeout=client.timeout,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -74,3 +75,60 @@ async def test_no_engine_at_all(short_dir: Path) -> None:
             await calls.quick(docker.APIClient.info)
     finally:
         calls.close()
+
+
+class OtherEngine:
+    """An engine that begins at API version `oldest`: answers /version and /info, refuses older requests as dockerd
+    does."""
+
+    def __init__(self, path: Path, oldest: str) -> None:
+        self.path = path
+        self.oldest = oldest
+        self.asked: list[str] = []
+
+    async def __aenter__(self) -> OtherEngine:
+        self._server = await asyncio.start_unix_server(self._serve, str(self.path))
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+        await self._server.wait_closed()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        path = (await reader.readuntil(b"\r\n\r\n")).split()[1].decode()
+        self.asked.append(path)
+        status, said = "200 OK", {"ApiVersion": "1.52", "MinAPIVersion": self.oldest, "NCPU": 3}
+        if path.startswith("/v") and path != "/version" and path.split("/")[1] < f"v{self.oldest}":
+            status, said = "400 Bad Request", {"message": f"client version is too old, minimum is {self.oldest}"}
+        body = json.dumps(said).encode()
+        head = (
+            f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\nConnection: close"
+        )
+        writer.write(head.encode() + b"\r\n\r\n" + body)
+        await writer.drain()
+        writer.close()
+        await writer.wait_closed()
+
+
+@pytest.mark.parametrize(("oldest", "spoken"), [("1.12", "1.41"), ("1.41", "1.41"), ("1.44", "1.44")])
+async def test_an_engine_is_spoken_to_in_a_version_it_knows(short_dir: Path, oldest: str, spoken: str) -> None:
+    async with OtherEngine(short_dir / "sock", oldest) as engine:
+        calls = EngineCalls(f"unix://{engine.path}")
+        try:
+            assert (await calls.quick(docker.APIClient.info))["NCPU"] == 3
+            assert engine.asked == ["/version", f"/v{spoken}/info"]
+        finally:
+            calls.close()
+
+
+async def test_an_engine_replaced_by_a_newer_one_is_asked_anew(short_dir: Path) -> None:
+    async with OtherEngine(short_dir / "sock", "1.24") as engine:
+        calls = EngineCalls(f"unix://{engine.path}")
+        try:
+            await calls.quick(docker.APIClient.info)
+            engine.oldest = "1.44"
+            with pytest.raises(EngineUnavailable):
+                await calls.quick(docker.APIClient.info)
+            assert (await calls.quick(docker.APIClient.info))["NCPU"] == 3
+        finally:
+            calls.close()

@@ -15,7 +15,7 @@ WRITER = """
 import os, sys
 print("ready", flush=True)
 made = 0
-while os.path.isdir(sys.argv[1]) and made < 20000:
+while os.path.isdir(sys.argv[1]) and made < 3000:
     try:
         os.makedirs(f"{sys.argv[1]}/a/b{made}")
         open(f"{sys.argv[1]}/a/b{made}/f", "w").close()
