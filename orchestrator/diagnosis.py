@@ -122,7 +122,7 @@ def _knock(address: str) -> None:
 def _no_engine(address: str, failure: Exception) -> Check:
     path = Path(address.removeprefix("unix://"))
     if address.startswith("unix://") and path.exists() and not os.access(path, os.W_OK):
-        remedy = "run as root, or join the group docker (`adduser $USER docker`) and log in again"
+        remedy = "run as root"
         return Check("engine", Verdict.MISSING, f"{path} is there, but not for this user", remedy)
     remedy = "`make run` as root installs and starts one on Debian; elsewhere see docs.docker.com/engine/install"
     if shutil.which("dockerd"):
@@ -158,14 +158,14 @@ def _cgroup_writable(info: dict[str, Any]) -> str:
 
 
 def privileges(is_root: bool, cgroup: str) -> Check:
-    """Root with a v2 hierarchy has everything; less works with less."""
+    """Root with a v2 hierarchy has everything. Without root a worker refuses to start sandboxes (drivers/docker)."""
     if is_root and cgroup:
         return Check("rights", Verdict.OK, f"root; sandboxes get a work cgroup in {cgroup}")
     if is_root:
         seen = "root, but no writable cgroup v2 hierarchy: pausing freezes a sandbox as a whole"
         return Check("rights", Verdict.WARN, seen, "boot with systemd.unified_cgroup_hierarchy=1, or mount cgroup2")
-    seen = "not root: pausing freezes a sandbox as a whole, memory bombs may end its init"
-    return Check("rights", Verdict.WARN, seen, "run the worker as root for the full isolation")
+    seen = "not root: a worker cannot make the slots of sandboxes; api, client and page work"
+    return Check("rights", Verdict.MISSING, seen, "run the worker as root")
 
 
 def image(client: docker.DockerClient, name: str) -> Check:
