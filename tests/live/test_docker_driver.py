@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import io
+import os
+import signal
+import sys
 import tarfile
 import uuid
 from collections.abc import AsyncIterator, Iterator
@@ -19,7 +22,7 @@ from orchestrator.errors import CarrelError, EngineUnavailable, Infeasible, Sand
 from orchestrator.execution import MIB
 from orchestrator.sandbox import Absent, Fit, Running, Unknown
 from tests.live.engine_proxy import EngineProxy
-from tests.sandboxes import SMALL, TEST_LABELS, DockerBench, until
+from tests.sandboxes import ROOT, SMALL, TEST_LABELS, DockerBench, until
 
 pytestmark = [pytest.mark.docker, pytest.mark.root]
 
@@ -358,6 +361,52 @@ async def test_a_lost_reply_is_answered_by_asking_again(proxied: DockerBench, pr
     async with proxied.owner(sandbox_id) as owner:
         assert owner.hello.state == "idle"
     assert proxy.seen["POST /containers/create"] == 1, "the second ensure found what the first had made"
+
+
+MAKER = """
+import asyncio, sys
+from pathlib import Path
+from tests.sandboxes import DockerBench
+async def main(folder, image, installation, url, sandbox_id):
+    bench = DockerBench(Path(folder), image, installation, base_url=url)
+    _, spec = await bench.slot(sandbox_id)
+    await bench.driver.ensure(spec, sandbox_id)
+    await bench.open_gate(sandbox_id)
+    await bench.driver.remove(sandbox_id)
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+async def test_a_worker_killed_at_any_request_leaves_what_the_next_can_use_and_remove(
+    proxied: DockerBench, proxy: EngineProxy, short_dir: Path
+) -> None:
+    kills = 0
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'sandbox-image'}"}
+    for request in range(1, 40):
+        sandbox_id, spec = await proxied.slot()
+        proxy.seen.clear()
+        arguments = [str(short_dir), proxied.image, proxied.installation.name, proxy.url, sandbox_id]
+        worker = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", MAKER, *arguments, cwd=ROOT, env=environment
+        )
+        ended = asyncio.ensure_future(worker.wait())
+        while not ended.done() and proxy.seen.total() < request:
+            await asyncio.sleep(0.001)
+        if not ended.done():
+            worker.kill()
+            kills += 1
+        code = await ended
+        assert code in (0, -signal.SIGKILL)
+        if request % 2:
+            await proxied.driver.ensure(spec, sandbox_id)
+            await proxied.open_gate(sandbox_id)
+            assert (await proxied.run(sandbox_id, "/bin/echo", "alive")).out == b"alive\n", request
+        await proxied.driver.remove(sandbox_id)
+        assert await proxied.driver.observe(sandbox_id) == Absent(), request
+        if code == 0:
+            break
+    assert kills >= 6, "it was hardly killed at all"
+    assert code == 0, "nor did one get to its end"
 
 
 async def test_starts_are_bounded(proxied: DockerBench, proxy: EngineProxy) -> None:
