@@ -143,6 +143,9 @@ def engine_facts(info: dict[str, Any]) -> Iterator[Check]:
         yield Check("seccomp", Verdict.OK, "on")
     else:
         yield Check("seccomp", Verdict.WARN, "the engine has none", "use a kernel and a runc built with seccomp")
+    if any("userns" in option for option in info.get("SecurityOptions") or ()):
+        remedy = "take `userns-remap` out of /etc/docker/daemon.json (decision 12 says why)"
+        yield Check("userns", Verdict.MISSING, "the engine remaps user ids, which sandboxes do not support yet", remedy)
     if info.get("LiveRestoreEnabled"):
         yield Check("live-restore", Verdict.OK, "on: sandboxes outlive a restart of dockerd")
     else:

@@ -65,6 +65,7 @@ def own_store(short_dir: Path) -> Iterator[redis.Redis]:
         ({"SecurityOptions": []}, "seccomp", WARN),
         ({"SecurityOptions": None}, "seccomp", WARN),
         ({"LiveRestoreEnabled": False}, "live-restore", WARN),
+        ({"SecurityOptions": ["name=seccomp", "name=userns"]}, "userns", MISSING),
     ],
 )
 def test_engine_facts(change: dict[str, object], name: str, verdict: Verdict) -> None:

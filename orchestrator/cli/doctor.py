@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from orchestrator import diagnosis, settings
@@ -35,15 +36,20 @@ def doctor(
 
 
 def show(checks: list[Check]) -> None:
-    """The table, on stdout; remedies below what they mend."""
+    """The table, on stdout; remedies below what they mend. Into a pipe or a file: one line per fact, not folded."""
+    if not sys.stdout.isatty():
+        for check in checks:
+            typer.echo(f"{check.name:13} {check.verdict:7}  {check.seen}")
+            if check.remedy:
+                typer.echo(f"{'':13} {'':7}  → {check.remedy}")
+        return
     table = Table(box=None, show_header=False, pad_edge=False)
     for column in ("name", "verdict", "seen"):
         table.add_column(column, overflow="fold")
     for check in checks:
         said = check.seen + (f"\n→ {check.remedy}" if check.remedy else "")
-        table.add_row(check.name, f"[{_STYLE[check.verdict]}]{check.verdict}[/]", said.replace("[", "\\["))
-    # Into a pipe or a file: one line per fact, not folded at a terminal's width.
-    Console(highlight=False, width=None if sys.stdout.isatty() else 1000).print(table)
+        table.add_row(check.name, f"[{_STYLE[check.verdict]}]{check.verdict}[/]", escape(said))
+    Console(highlight=False).print(table)
 
 
 def register(app: typer.Typer) -> None:
