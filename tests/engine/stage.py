@@ -23,7 +23,7 @@ from orchestrator.engine.worker import Worker
 from orchestrator.events import Cursor, Event
 from orchestrator.execution import CancelWant, Execution, Spec
 from orchestrator.history import Sent
-from orchestrator.sandbox import Absent
+from orchestrator.sandbox import Absent, SandboxDriver
 from orchestrator.stores.redis import Keys, RedisExecutions, RedisHistory, Server, prepare
 from orchestrator.workspaces.blobs import DirectoryBlobs
 from orchestrator.workspaces.directory import DirectoryStore
@@ -139,15 +139,24 @@ def kinds(told: list[Event]) -> list[str]:
 
 
 @asynccontextmanager
-async def stage(redis_url: str, installation: str, folder: Path, **settings: Any) -> AsyncIterator[Stage]:
-    """Everything but workers. At the end nothing of it is left."""
+async def stage(
+    redis_url: str, installation: str, folder: Path, *, driver: SandboxDriver | None = None, **settings: Any
+) -> AsyncIterator[Stage]:
+    """Everything but workers, on `driver` or on boxes. At the end nothing of it is left."""
     server = Server(redis_url)
     keys = Keys(installation)
     await prepare(server, keys)
     script = Script()
     history = RedisHistory(server, keys)
-    driver = ScriptedDriver(folder / "boxes", folder / "slots", INIT, script=script)
-    given: dict[str, Any] = {"lease_s": 2.0, "sweep_interval_s": 0.5, "orphan_grace_s": 60.0, "look_s": 5.0, **settings}
+    driver = driver or ScriptedDriver(folder / "boxes", folder / "slots", INIT, script=script)
+    given: dict[str, Any] = {
+        "image": "any",
+        "lease_s": 2.0,
+        "sweep_interval_s": 0.5,
+        "orphan_grace_s": 60.0,
+        "look_s": 5.0,
+        **settings,
+    }
     parts = Parts(
         executions=RedisExecutions(server, keys),
         history=history,
@@ -155,7 +164,7 @@ async def stage(redis_url: str, installation: str, folder: Path, **settings: Any
         workspaces=DirectoryStore(folder / "slots"),
         blobs=DirectoryBlobs(folder / "blobs"),
         clock=SystemClock(),
-        settings=WorkerSettings(worker="w0", host="here", image="any", **given),
+        settings=WorkerSettings(worker="w0", host="here", **given),
     )
     here = Stage(parts, script)
     try:
