@@ -36,7 +36,8 @@ def test_only_sandboxes_of_this_installation_go(engine: docker.DockerClient, ins
         subprocess.run(
             [ROOT / ".ci" / "clean", "containers"], env={**os.environ, "INSTALLATION": installation}, check=True
         )
-        left = {name for name, box in made.items() if engine.containers.list(all=True, filters={"id": box.id})}
+        there = {box.id for box in engine.containers.list(all=True, ignore_removed=True)}
+        left = {name for name, box in made.items() if box.id in there}
         assert left == set(made) - {"ours"}
     finally:
         for box in made.values():
