@@ -32,7 +32,9 @@ __all__ = [
 ]
 
 GREET_LIMIT_S: Final = 10.0  # init answers in 4 ms; a loaded host in a second or two
+ANSWER_LIMIT_S: Final = 30.0  # to a question behind much of the stream; and for init to take what is sent
 _READ_BYTES: Final = 1 << 20
+_PART_BYTES: Final = 512 << 10  # of a message; a frame takes twice that
 _QUEUE_BYTES: Final = 4 << 20  # frames read and not yet taken; above it the stream waits, which costs init nothing
 _FINAL_REFUSALS: Final = frozenset(
     {
@@ -134,7 +136,10 @@ class _Line:
             raise BadInput(f"{verb}: {wrong}", field=verb, remedy="send less, or as a file") from None
         try:
             self._duplex.writer.write(data)
-            await self._duplex.writer.drain()
+            async with asyncio.timeout(ANSWER_LIMIT_S):
+                await self._duplex.writer.drain()
+        except TimeoutError:
+            raise LinkLost(f"init took nothing for {ANSWER_LIMIT_S:g} s") from None
         except (OSError, RuntimeError) as broken:  # RuntimeError: the transport was closed under us
             raise LinkLost(f"the line to init broke: {broken}") from None
 
@@ -239,7 +244,11 @@ class OwnerLink:
 
     async def message(self, n: int, message_id: str, body: bytes) -> None:
         """Bytes for the harness's stdin; their receipt is a `delivered` frame. Refusals come into `refusals`."""
-        await self._line.send("message", {"n": n, "id": message_id}, body)
+        for at in range(_PART_BYTES, len(body) + 1, _PART_BYTES):
+            part = body[at - _PART_BYTES : at]
+            await self._line.send("message", {"n": n, "id": message_id, "more": True}, part)
+        rest = len(body) - len(body) % _PART_BYTES
+        await self._line.send("message", {"n": n, "id": message_id}, body[rest:])
 
     async def signal(self, signal_id: str, signum: int, *, to: Literal["group", "all"]) -> None:
         """Once per id, however often it is asked."""
@@ -277,7 +286,10 @@ class OwnerLink:
         self._room.set()  # the answer may be behind more of the stream than is let in otherwise
         try:
             await self._line.send(verb, fields)
-            return await waiter
+            async with asyncio.timeout(ANSWER_LIMIT_S):
+                return await waiter
+        except TimeoutError:
+            raise LinkLost(f"init did not answer {verb} in {ANSWER_LIMIT_S:g} s") from None
         finally:
             waiter.cancel()
             if waiter in waiters:

@@ -24,6 +24,7 @@ from orchestrator.errors import (
     Infeasible,
     LinkLost,
     LinkRefused,
+    Unavailable,
 )
 from orchestrator.execution import Execution
 from orchestrator.history import Lease
@@ -132,12 +133,20 @@ class Arrival:
             now = self._parts.clock.monotonic()
             if status.paused or deaf_since is None:
                 deaf_since = now
+                if status.paused and unstarted_too:  # it is to end: whoever froze init as well, it has to hear that
+                    await self._thaw()
             elif now - deaf_since > self._parts.settings.init_lost_after_s:
                 raise SandboxGone(
                     Cause.INIT_LOST, f"the sandbox runs but its init was deaf for {now - deaf_since:.0f} s"
                 )
             await asyncio.sleep(wait_s)
             wait_s = min(wait_s * 2, _LAST_WAIT_S)
+
+    async def _thaw(self) -> None:
+        try:
+            await self._parts.driver.unpause(self.sandbox_id)
+        except Unavailable as failure:
+            logger.warning("it cannot be thawed", extra={"why": str(failure)})
 
     async def _known_status(self) -> Running | Ended | Absent:
         wait_s = _FIRST_WAIT_S
@@ -152,10 +161,10 @@ class Arrival:
     async def _make(self, placement: Placement) -> None:
         """Slot and sandbox. While the engine does not answer: again and again."""
         parts, spec, settings = self._parts, self._execution.spec, self._parts.settings
-        seeds = [Seed(file.path, parts.blobs.path(file.sha256), file.mode) for file in spec.files]
         for file in spec.files:
             if await parts.blobs.has(file.sha256) is None:
                 raise BadInput(f"the content of {file.path} is not here any more", field="files", remedy="upload again")
+        seeds = [Seed(file.path, parts.blobs.path(file.sha256), file.mode) for file in spec.files]
         wait_s = _FIRST_WAIT_S
         while True:
             try:

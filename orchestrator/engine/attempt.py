@@ -52,7 +52,6 @@ from orchestrator.errors import (
     CarrelError,
     Fenced,
     LinkError,
-    LinkLost,
     LinkRefused,
     Resend,
     StoreUnavailable,
@@ -422,11 +421,7 @@ class Attempt:
     async def _pause(self, want: str) -> None:
         await self._parts.driver.pause(self._arrival.sandbox_id)
         self._frozen = True
-        try:
-            async with asyncio.timeout(KILL_LIMIT_S):
-                await self._line.quiesce()
-        except TimeoutError:
-            raise LinkLost("init did not say that its pipes are drained") from None
+        await self._line.quiesce()
         await self.scribe.move(Trigger.PAUSE, Change(done_wants=(want,)))
 
     async def _resume(self, want: str) -> None:

@@ -123,7 +123,7 @@ def inbox_base(execution: Execution, *, resumes: bool, cut: int | None) -> int:
 
 
 def _line(said: dict[str, Any]) -> bytes:
-    return json.dumps(said).encode() + b"\n"
+    return json.dumps(said, ensure_ascii=False).encode() + b"\n"
 
 
 def _rfc3339(moment: datetime) -> str:

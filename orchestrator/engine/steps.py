@@ -133,6 +133,9 @@ def next_step(view: View) -> Step | None:
         return StopForDeadline()
     if view.state is _S.HIBERNATING:
         return Cut() if view.exited else None
+    pause = view.wants.pause
+    if view.state is _S.PAUSED and pause is not None and not pause.paused:
+        return Resume(pause.id)  # where init is frozen with the rest, it is reached only after that
     if view.state is _S.STARTING or not view.reachable:
         return None
     return _living(view)
@@ -160,8 +163,6 @@ def _living(view: View) -> Step | None:
     if pause is not None:
         if pause.paused and view.state is _S.RUNNING:
             return Pause(pause.id)
-        if not pause.paused and view.state is _S.PAUSED:
-            return Resume(pause.id)
         return Settle(pause.id)
     if view.frozen and view.state is _S.RUNNING:
         return Thaw()

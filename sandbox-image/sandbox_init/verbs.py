@@ -10,6 +10,7 @@ import os
 
 from sandbox_init.exec import STDIN_BYTES, Exec
 from sandbox_init.frames import OLDEST_PROTOCOL_VERSION, PROTOCOL_VERSION, Frame, ProtocolError
+from sandbox_init.harness import INBOX_BYTES
 from sandbox_init.refusal import Refusal
 from sandbox_init.spool import read_epoch, write_epoch
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 MIN_SPOOL_LIMIT_BYTES = 256 << 10
 SPOOL_LIMIT_BYTES = 64 << 20
-MAX_ID_CHARACTERS = 128
+MAX_ID_CHARACTERS = 160  # a client's 128 and the owner's own prefix
 _MAX = (1 << 62) - 1
 _SIGKILL = 9
 DEFAULT_ENV = {
@@ -63,6 +64,8 @@ class Desk:
         self._booted_ms = int(os.stat("/proc/self").st_ctime * 1000)
         self._epoch = read_epoch(spool.directory)
         self._owner: Connection | None = None
+        self._parts: list[bytes] = []  # of message _parts_n, whose rest follows
+        self._parts_n = 0
         self._cgroup = False
         self._execs: list[Exec] = []
         harness.on_held = self._held_changed
@@ -142,6 +145,7 @@ class Desk:
             except OSError as problem:
                 raise Refusal("disk", f"the epoch could not be written: {problem}", closing=True) from None
             self._epoch = epoch
+        self._parts_n = 0  # it will send the whole message again
         before, self._owner = self._owner, connection
         connection.epoch = epoch
         if before:
@@ -267,7 +271,16 @@ class Desk:
             self._owner.refuse(refusal, "start")
 
     def _message(self, _: Connection, frame: Frame) -> None:
-        self._harness.message(_number(frame, "n", 1, _MAX), _text(frame, "id"), frame.payload)
+        n, message_id, more = _number(frame, "n", 1, _MAX), _text(frame, "id"), _flag(frame, "more", False)
+        if n != self._parts_n:
+            self._parts_n, self._parts = n, []
+        self._parts.append(frame.payload)
+        if sum(len(part) for part in self._parts) > INBOX_BYTES:
+            self._parts_n = 0
+            raise Refusal("inbox_full", f"a message may have {INBOX_BYTES} bytes", n=n)
+        if not more:
+            whole, self._parts_n, self._parts = b"".join(self._parts), 0, []
+            self._harness.message(n, message_id, whole)
 
     def _signal(self, _: Connection, frame: Frame) -> None:
         self._harness.signal(_text(frame, "id"), _signum(frame), _choice(frame, "to", ("group", "all"), "group"))

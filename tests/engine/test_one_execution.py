@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import AsyncIterator
 
 import pytest
 
@@ -10,6 +11,7 @@ from orchestrator import events
 from orchestrator.errors import CarrelError, DiskFull, EngineUnavailable
 from orchestrator.execution import (
     Execution,
+    FileRef,
     InterruptWant,
     Limits,
     OutcomeKind,
@@ -237,3 +239,34 @@ async def test_an_engine_that_does_not_answer_changes_nothing(here: Stage) -> No
     assert stdout(await here.history(asked)) == b"once\n"
     assert record.sandbox_id is not None
     await here.gone(record.sandbox_id)  # by the sweeper
+
+
+async def test_cancelled_before_it_could_start(here: Stage) -> None:
+    here.script.fail_at["ensure"] = [EngineUnavailable("away")] * 1000
+    here.work()
+    asked = await here.bash("echo never")
+    await here.until(asked, lambda record: record.state is S.STARTING)
+    await here.cancel(asked)
+    record = await here.ended(asked)
+    assert ended_as(record) == (OutcomeKind.CANCELLED, Reason.CANCELLED, None, None)
+    assert stdout(await here.history(asked)) == b""
+
+
+async def test_a_file_whose_content_is_not_there(here: Stage) -> None:
+    here.work()
+    missing = FileRef("a", hashlib.sha256(b"nowhere").hexdigest(), 7)
+    record = await here.ended(await here.bash("cat a", files=(missing,)))
+    assert ended_as(record)[:2] == (OutcomeKind.FAILED, Reason.BAD_CONFIGURATION)
+
+
+async def test_files_are_there_before_it_begins(here: Stage) -> None:
+    here.work()
+
+    async def chunks() -> AsyncIterator[bytes]:
+        yield b"#!/bin/sh\necho ran\n"
+
+    sha256, size_bytes = await here.parts.blobs.put(chunks(), limit_bytes=1 << 20)
+    file = FileRef("bin/tool", sha256, size_bytes, 0o755)
+    asked = await here.bash("bin/tool", files=(file,))
+    assert ended_as(await here.ended(asked))[0] is OutcomeKind.SUCCEEDED
+    assert stdout(await here.history(asked)) == b"ran\n"

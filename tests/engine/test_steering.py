@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import pytest
 
 from orchestrator import events
-from orchestrator.execution import OutcomeKind
+from orchestrator.execution import InterruptWant, OutcomeKind
 from orchestrator.lifecycle import ExecutionState
 from tests.engine.stage import Stage, kinds, printed, stdout
 
@@ -160,3 +162,28 @@ async def test_cancel_ends_one_that_sleeps(here: Stage) -> None:
     await here.cancel(asked)
     record = await here.ended(asked)
     assert record.outcome is not None and record.outcome.kind is OutcomeKind.CANCELLED
+
+
+async def test_a_large_message_arrives_whole(here: Stage) -> None:
+    """Larger than a frame once it is JSON: it goes in parts."""
+    here.work()
+    read = "json.loads(sys.stdin.readline())['text'].encode()"
+    script = f"import sys, json, hashlib\nprint(hashlib.sha256({read}).hexdigest())"
+    asked = await here.submit(harness="command", command=("python3", "-c", script), stdin="jsonl")
+    text = "\x01é\n" * (512 * 1024 // 4)
+    await here.send(asked, "m", text)
+    await here.ended(asked)
+    assert stdout(await here.history(asked)).decode().strip() == hashlib.sha256(text.encode()).hexdigest()
+
+
+async def test_ids_as_long_as_they_may_be(here: Stage) -> None:
+    here.work()
+    asked = await here.bash("trap 'echo int; exit 0' INT; echo up; read line; echo $line; while :; do sleep 0.05; done")
+    await here.saw(asked, printed("up"))
+    await here.send(asked, "m" * 128, "heard")
+    await here.saw(asked, printed("heard"))
+    await here.parts.executions.want(asked.id, InterruptWant("i" * 128, 1))
+    record = await here.ended(asked)
+    told = await here.history(asked)
+    assert [e.data["id"] for e in told if e.type == events.INTERRUPTED] == ["i" * 128]
+    assert record.outcome is not None and record.outcome.kind is OutcomeKind.SUCCEEDED

@@ -65,6 +65,7 @@ def test_pausing() -> None:
     assert step(S.RUNNING, Wants(pause=PAUSE)) == Pause("p")
     assert step(S.RUNNING, Wants(pause=PAUSE), frozen=True) == Pause("p")
     assert step(S.PAUSED, Wants(pause=RESUME)) == Resume("r")
+    assert step(S.PAUSED, Wants(pause=RESUME), reachable=False) == Resume("r")
     assert step(S.PAUSED, Wants(pause=PAUSE)) == Settle("p")
     assert step(S.RUNNING, Wants(pause=RESUME)) == Settle("r")
     assert step(S.RUNNING, frozen=True) == Thaw()
@@ -124,5 +125,5 @@ def test_no_step_is_impossible(view: View) -> None:
     taken = next_step(view)
     if type(taken) in TRIGGERS:
         advance(view.state, TRIGGERS[type(taken)])
-    if isinstance(taken, Terminate | Kill | Pause | Resume | Resize | Interrupt | Thaw):
+    if isinstance(taken, Terminate | Kill | Pause | Resize | Interrupt | Thaw):
         assert view.reachable

@@ -86,7 +86,7 @@ def test_verbs_need_their_role_and_fields(box: Box) -> None:
             ("start", {"argv": ["a"], "stdin": "text", "assignment": [1]}, "assignment"),
             ("message", {"n": 0, "id": "x"}, "n"),
             ("message", {"n": 1, "id": ""}, "id"),
-            ("message", {"n": 1, "id": "x" * 129}, "id"),
+            ("message", {"n": 1, "id": "x" * 161}, "id"),
             ("signal", {"id": "x", "signum": 65}, "signum"),
             ("signal", {"id": "x", "signum": 32}, "signum"),
             ("signal", {"id": "x", "signum": 2, "to": "init"}, "to"),
