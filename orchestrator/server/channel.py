@@ -1,12 +1,11 @@
 """The socket of one execution's channel: events out, messages and wishes in. Knows no store.
 
 Each sender is paired with a receiver: a handler that only sends never notices that the other side left (uvicorn hands
-a disconnect to `receive` alone). Whichever ends first ends the other.
+a disconnect to `receive` alone). Whichever ends first ends the other (`viewers.attend`).
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 from collections.abc import Sequence
@@ -16,14 +15,13 @@ from fastapi import APIRouter, Query, WebSocket
 from starlette.websockets import WebSocketDisconnect, WebSocketState
 
 from orchestrator.errors import CarrelError, Forbidden, Gone, Unavailable
-from orchestrator.events import Cursor, Event
+from orchestrator.events import Event
 from orchestrator.execution import Execution
 from orchestrator.server import problems
-from orchestrator.server.auth import Permit
-from orchestrator.server.parts import Parts, Reader, ThePart
+from orchestrator.server.parts import Reader, ThePart
 from orchestrator.server.places import MOST_TAIL, place
 from orchestrator.server.steering import cancel_want, interrupt_want, new_id, send
-from orchestrator.server.viewers import beating, check_room, counted, taken
+from orchestrator.server.viewers import Viewer, attend, check_room, counted, taken
 from orchestrator.tokens import Scope, Token
 from orchestrator.wire import channel as frames
 from orchestrator.wire.invalid import parsed
@@ -53,33 +51,34 @@ async def channel(
     check_room(parts)
     with counted(parts, "websocket"):
         await socket.accept()
-        line = _Line(socket, parts)
-        sending = asyncio.ensure_future(_show(line, execution.id, start, parts.permit(caller)))
-        receiving = asyncio.ensure_future(_hear(line, execution, caller))
+        viewer = Viewer(parts, "websocket", parts.permit(caller), start)
+        line = _Line(socket, viewer)
         try:
-            await asyncio.wait((sending, receiving), return_when=asyncio.FIRST_COMPLETED)
-            for task in (sending, receiving):
-                if task.done():
-                    task.result()
+            why = await attend(
+                viewer,
+                showing=_show(line, execution.id),
+                leaving=_hear(line, execution, caller),
+            )
+            if why == "stopping":
+                await line.close(RESTARTING, str(viewer.cursor))
+            elif why == "revoked":
+                await line.close(NOT_ALLOWED, "the token does not hold any more")
         except WebSocketDisconnect:
             pass
-        finally:
-            sending.cancel()
-            receiving.cancel()
-            await asyncio.gather(sending, receiving, return_exceptions=True)
 
 
 class _Line:
     """One accepted socket; what it does not take in time ends it."""
 
-    def __init__(self, socket: WebSocket, parts: Parts) -> None:
-        self.parts = parts
+    def __init__(self, socket: WebSocket, viewer: Viewer) -> None:
+        self.viewer = viewer
+        self.parts = viewer.parts
         self._socket = socket
 
     async def text(self, frame: str) -> None:
         if self._socket.application_state is not WebSocketState.CONNECTED:
             raise WebSocketDisconnect  # the other half has closed it
-        await taken(self.parts, "websocket", self._socket.send_text(frame))
+        await self.viewer.take(self._socket.send_text(frame))
 
     async def say(self, frame: frames.ServerFrame) -> None:
         await self.text(frame.model_dump_json())
@@ -101,41 +100,34 @@ class _Line:
         return text if text is not None else message["bytes"]
 
 
-async def _show(line: _Line, execution_id: str, start: Cursor, permit: Permit) -> None:
-    """Events out, until the history ends, this process stops, or the viewer goes."""
-    parts = line.parts
-    sent, sent_bytes = parts.metrics.events_sent.labels("websocket"), parts.metrics.sent_bytes.labels("websocket")
-    cursor, told = start, False
-    pages = beating(
-        parts.history.follow(execution_id, start), stopping=parts.stopping, beat_s=parts.settings.heartbeat_s
-    )
+async def _show(line: _Line, execution_id: str) -> None:
+    """Events out, until the history ends. A quiet socket is pinged by the server below."""
+    parts, viewer = line.parts, line.viewer
+    told = False
+    pages = parts.history.follow(execution_id, viewer.cursor)
     try:
         async for page in pages:
-            if not await permit.holds():
-                await line.close(NOT_ALLOWED, "the token does not hold any more")
-                return
-            if page is None:
-                continue  # uvicorn pings a quiet socket itself
+            viewer.quiet = False
             if page.events:
+                size = 0
                 for piece in parts.encodings.page(execution_id, page, "websocket", _form):
                     await line.text(piece.decode())
-                    sent_bytes.inc(len(piece))
-                cursor = page.next
-                sent.inc(len(page.events))
+                    size += len(piece)
+                viewer.took(page, size)
             if page.closed:
-                await line.say(frames.ClosedFrame(cursor=str(cursor)))
+                await line.say(frames.ClosedFrame(cursor=str(viewer.cursor)))
                 await line.close(ENDED)
                 return
-            if not told and cursor.seq >= page.tail:
+            if not told and viewer.cursor.seq >= page.tail:
                 told = True
-                await line.say(frames.UpToDateFrame(cursor=str(cursor)))
-        await line.close(RESTARTING, str(cursor))
+                await line.say(frames.UpToDateFrame(cursor=str(viewer.cursor)))
+            viewer.quiet = True
     except Gone as gone:
         await line.refuse(gone)
         await line.close(ENDED)
     except Unavailable as away:
         logger.warning("a channel ended early", extra={"execution": execution_id, "why": away.message})
-        await line.close(RESTARTING, str(cursor))
+        await line.close(RESTARTING, str(viewer.cursor))
     finally:
         await pages.aclose()  # type: ignore[attr-defined]
 

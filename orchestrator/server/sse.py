@@ -21,7 +21,7 @@ from orchestrator.history import Page
 from orchestrator.server import problems
 from orchestrator.server.auth import Permit
 from orchestrator.server.parts import Parts
-from orchestrator.server.viewers import beating, check_room, counted, cut, taken
+from orchestrator.server.viewers import Viewer, attend, check_room, counted, cut, taken
 
 logger = logging.getLogger(__name__)
 
@@ -106,11 +106,23 @@ async def until_gone(receive: Receive) -> None:
         pass
 
 
-class EventStream:
+class EventStream(Response):
     """One viewer of one history over SSE."""
 
-    @staticmethod
-    async def begin(parts: Parts, execution_id: str, start: Cursor, permit: Permit) -> Response:
+    def __init__(
+        self, parts: Parts, execution_id: str, start: Cursor, permit: Permit, first: Page, pages: AsyncIterator[Page]
+    ) -> None:
+        super().__init__(status_code=200, headers=_HEADERS, media_type=MEDIA_TYPE)
+        del self.headers["content-length"]
+        self._parts = parts
+        self._id = execution_id
+        self._start = start
+        self._permit = permit
+        self._first = first
+        self._pages = pages
+
+    @classmethod
+    async def begin(cls, parts: Parts, execution_id: str, start: Cursor, permit: Permit) -> Response:
         """The response: a stream, or 204 when everything was seen. What is wrong with `start` is raised here, before
         the stream begins, so that it is a status and not a broken stream."""
         check_room(parts)
@@ -123,48 +135,54 @@ class EventStream:
         if first.closed and not first.events:
             await pages.aclose()  # type: ignore[attr-defined]
             return Response(status_code=204, headers=_HEADERS)
-        return Streamed(_pieces(parts, execution_id, start, permit, first, pages), parts=parts, kind="sse")
+        return cls(parts, execution_id, start, permit, first, pages)
 
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        viewer = Viewer(self._parts, "sse", self._permit, self._start)
+        with counted(self._parts, "sse"):
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            why = await attend(
+                viewer,
+                showing=self._show(viewer, send),
+                leaving=until_gone(receive),
+                beat=lambda: send(_body(b":\n\n")),
+            )
+            if why == "left":
+                return
+            # A stream that ends without `closed` is opened again, here or elsewhere; a revoked token is told 401 then.
+            last = b": this server restarts, connect again\n\n" if why == "stopping" else b""
+            await taken(self._parts, "sse", send(_body(last, more=False)))
 
-async def _pieces(
-    parts: Parts, execution_id: str, start: Cursor, permit: Permit, first: Page, pages: AsyncIterator[Page]
-) -> AsyncIterator[bytes]:
-    sent = parts.metrics.events_sent.labels("sse")
-    sent_bytes = parts.metrics.sent_bytes.labels("sse")
-    cursor = start
-    told = False  # "up to date" is said once, when the viewer first has everything there is
-    with counted(parts, "sse"):
-        beats = beating(_after(first, pages), stopping=parts.stopping, beat_s=parts.settings.heartbeat_s)
+    async def _show(self, viewer: Viewer, send: Send) -> None:
+        parts = self._parts
+        told = False  # "up to date" is said once, when the viewer first has everything there is
+        pages = _after(self._first, self._pages)
         try:
-            yield f"retry: {_RETRY_MS}\n\n".encode()
-            async for page in beats:
-                if not await permit.holds():
-                    return  # its reader connects again, and is told 401
-                if page is None:
-                    yield b":\n\n"
-                    continue
+            await viewer.take(send(_body(f"retry: {_RETRY_MS}\n\n".encode())))
+            async for page in pages:
+                viewer.quiet = False
                 if page.events:
-                    for piece in parts.encodings.page(execution_id, page, "sse", form):
-                        yield piece
-                        sent_bytes.inc(len(piece))
-                    cursor = page.next
-                    sent.inc(len(page.events))
+                    size = 0
+                    for piece in parts.encodings.page(self._id, page, "sse", form):
+                        await viewer.take(send(_body(piece)))
+                        size += len(piece)
+                    viewer.took(page, size)
                 if page.closed:
-                    yield written("closed", json.dumps({"cursor": str(cursor)}).encode(), str(cursor))
+                    await viewer.take(send(_body(_place("closed", viewer.cursor))))
                     return
-                if not told and cursor.seq >= page.tail:
+                if not told and viewer.cursor.seq >= page.tail:
                     told = True
-                    yield written("up_to_date", json.dumps({"cursor": str(cursor)}).encode(), str(cursor))
-            yield b": this server restarts, connect again\n\n"
+                    await viewer.take(send(_body(_place("up_to_date", viewer.cursor))))
+                viewer.quiet = True
         except Gone as gone:
-            yield written("gap", _json(problems.members_of(gone)))
+            await viewer.take(send(_body(written("gap", _json(problems.members_of(gone))))))
         except Unavailable as away:
             # The stream just ends: its reader connects again with its last id, and is told 503 or goes on.
-            logger.warning("a stream ended early", extra={"execution": execution_id, "why": away.message})
+            logger.warning("a stream ended early", extra={"execution": self._id, "why": away.message})
         except CarrelError as error:
-            yield written("error", _json(problems.members_of(error)))
+            await viewer.take(send(_body(written("error", _json(problems.members_of(error))))))
         finally:
-            await beats.aclose()  # type: ignore[attr-defined]
+            await pages.aclose()  # type: ignore[attr-defined]
 
 
 async def _after(first: Page, pages: AsyncIterator[Page]) -> AsyncIterator[Page]:
@@ -174,6 +192,10 @@ async def _after(first: Page, pages: AsyncIterator[Page]) -> AsyncIterator[Page]
             yield page
     finally:
         await pages.aclose()  # type: ignore[attr-defined]
+
+
+def _place(event: str, cursor: Cursor) -> bytes:
+    return written(event, json.dumps({"cursor": str(cursor)}).encode(), str(cursor))
 
 
 def _json(members: Mapping[str, Any]) -> bytes:
