@@ -8,7 +8,10 @@ attempt         one execution from claim to end: the actor
   arrival       the way to a greeted init: slot, sandbox, line, start
   relay         frames into the history, exactly once
   reading       what frames tell, pure (jsonl: parse)
+  wishes        pause, resume, other resources, with their receipts
   steering      inbox to the harness's stdin
+  placing       QUEUED to STARTING: the next attempt, by name, before anything is made
+  closing       the ways an attempt is over, in the record first
   ending        outcome (pure) and artifacts
   scribe        the one pen: every append of one epoch
   recall        what only the history remembers

@@ -13,8 +13,6 @@ import contextlib
 import logging
 import signal
 from collections import deque
-from collections.abc import Coroutine
-from dataclasses import replace
 from itertools import islice
 from typing import Final
 
@@ -47,6 +45,7 @@ from orchestrator.engine.steps import (
     View,
     next_step,
 )
+from orchestrator.engine.wishes import Wishes
 from orchestrator.errors import (
     BadInput,
     CarrelError,
@@ -58,12 +57,12 @@ from orchestrator.errors import (
     Unavailable,
 )
 from orchestrator.events import Entry
-from orchestrator.execution import Execution, Outcome, OutcomeKind, ResourcesWant
+from orchestrator.execution import Execution, Outcome, OutcomeKind
 from orchestrator.harnesses import harness_of
 from orchestrator.history import Change, Lease
 from orchestrator.lifecycle import WITH_SANDBOX, ExecutionState, Trigger
 from orchestrator.link import OwnerLink, Refusal, another_owns
-from orchestrator.sandbox import Fit, Running
+from orchestrator.sandbox import Running
 
 logger = logging.getLogger(__name__)
 
@@ -95,10 +94,8 @@ class Attempt:
         self._link: OwnerLink | None = None
         self._arriving: asyncio.Task[Arrived] | None = None
         self._placement: Placement | None = None
-        self._frozen = False
         self._started = False
         self._told_held = False
-        self._resources = execution.resources
         self._cause: Outcome | None = None
         self._asked_at: float | None = None
         self._killed_at: float | None = None
@@ -129,6 +126,7 @@ class Attempt:
             self._parts.history, self.scribe, self._relay.reading, stdin_of(execution), execution.id
         )
         self._arrival = Arrival(self._parts, self._lease, execution, self._changed)
+        self._wishes = Wishes(self._parts, self.scribe, execution)
         self._closing = Closing(self._parts, self.scribe, execution, self._steering)
         if self.scribe.state in (_S.STOPPING, _S.HIBERNATING):
             self._relay.exit = await self._closing.recall_exit()
@@ -226,7 +224,7 @@ class Attempt:
         if record.epoch != self._lease.epoch:
             raise Fenced("another worker claimed it", epoch=record.epoch)
         self._wants = record.wants
-        self._resources = record.resources
+        self._wishes.resources = record.resources
         self._steering.tail = max(self._steering.tail, record.inbox_tail)
         if periodic:
             self._look_at = now + self._parts.settings.look_s
@@ -237,7 +235,7 @@ class Attempt:
         """What nobody rings for: frozen by another's hand, killed for memory, held back. An adopted execution is told
         again what was told before: `kills` counts from its start."""
         status = await self._parts.driver.observe(self._arrival.sandbox_id)
-        self._frozen = isinstance(status, Running) and status.paused
+        self._wishes.frozen = isinstance(status, Running) and status.paused
         if isinstance(status, Running) and status.oom_kills > self._relay.reading.oom_kills:
             self._relay.reading.oom_kills = status.oom_kills
             await self.scribe.write([Entry(events.SANDBOX_OOM, {"kills": status.oom_kills})])
@@ -252,7 +250,7 @@ class Attempt:
             wants=self._wants,
             attempt=self.scribe.attempt,
             reachable=self._link is not None,
-            frozen=self._frozen,
+            frozen=self._wishes.frozen,
             exited=self._relay.exit is not None,
             harness_started=self._started,
             deadline_passed=self._deadline_at is not None and now >= self._deadline_at,
@@ -317,7 +315,7 @@ class Attempt:
             logger.warning("the sandbox could not be started", extra={"code": error.code, "why": error.message})
             await self._closing.not_started(error, failures=self._relay.failures, delivered=self._delivered)
         else:
-            self._link, self._frozen, self._started = arrived.link, arrived.frozen, arrived.started
+            self._link, self._wishes.frozen, self._started = arrived.link, arrived.frozen, arrived.started
             self._steering.greeted(arrived.link)
         return True
 
@@ -383,15 +381,14 @@ class Attempt:
                 await self._finish()
             case Cut():
                 await self._closing.cut(self._delivered, self._relay.exit)
-            case Pause(want) | Resume(want):
-                await self._try(want, self._pause(want) if isinstance(step, Pause) else self._resume(want))
+            case Pause() | Resume() | Resize():
+                await self._wishes.fulfil(step, self._link)
+                self._poked = True  # what is wished next is in the record
             case Thaw():
-                await self._parts.driver.unpause(self._arrival.sandbox_id)
-                self._frozen = False
+                await self._wishes.thaw()
             case Settle(want, why):
-                await self._settle(want, why)
-            case Resize(wish):
-                await self._try(wish.id, self._resize(wish))
+                await self._wishes.settle(want, why)
+                self._poked = True
             case Interrupt(interrupt):
                 crash_point("before_interrupt")
                 signum = harness_of(self._execution.spec).interrupt
@@ -418,54 +415,9 @@ class Attempt:
                     await self._link.stat()  # answered after the kill was done: nothing writes into the files now
         await self._closing.finish(self._cause, self._relay.exit, self._wants, self._delivered)
 
-    async def _pause(self, want: str) -> None:
-        await self._parts.driver.pause(self._arrival.sandbox_id)
-        self._frozen = True
-        await self._line.quiesce()
-        await self.scribe.move(Trigger.PAUSE, Change(done_wants=(want,)))
-
-    async def _resume(self, want: str) -> None:
-        await self._parts.driver.unpause(self._arrival.sandbox_id)
-        self._frozen = False
-        await self.scribe.move(Trigger.RESUME, Change(done_wants=(want,)))
-
-    async def _resize(self, wish: ResourcesWant) -> None:
-        asked = {name: getattr(wish, name) for name in ("cpus", "memory_bytes", "pids")}
-        given = {name: value for name, value in asked.items() if value is not None}
-        wanted = replace(self._resources, **given)
-        resized = await self._parts.driver.resize(self._arrival.sandbox_id, wanted)
-        measured = resized.measured
-        data = {
-            "id": wish.id,
-            "result": resized.fit.value,
-            **given,
-            "measured": None if measured is None else {name: getattr(measured, name) for name in asked},
-            "detail": resized.detail,
-        }
-        applied = resized.fit is Fit.APPLIED
-        change = Change(done_wants=(wish.id,), resources=wanted if applied else None)
-        await self.scribe.write([Entry(events.SANDBOX_RESIZED, data)], change)
-        self._resources = wanted if applied else self._resources
-        self._wants = replace(self._wants, resources=None)
-
-    async def _try(self, want: str, doing: Coroutine[None, None, None]) -> None:
-        """A wish the driver may refuse for good: then its receipt says so."""
-        try:
-            await doing
-        except (Fenced, Unavailable, LinkError, Resend):
-            raise
-        except CarrelError as refused:
-            await self._settle(want, refused.message)
-        self._poked = True  # what is wanted next is in the record
-
-    async def _settle(self, want: str, why: str) -> None:
-        told = [Entry(events.WANTED, {"id": want, "refused": why})] if why else []
-        await self.scribe.write(told, Change(done_wants=(want,)))
-        self._poked = True
-
     async def _steer(self) -> None:
         steering = self._steering
-        if self._execution.spec.stdin == "none" or stdin_of(self._execution) == "none":
+        if stdin_of(self._execution) == "none":
             if steering.tail > self._delivered:
                 entries, settled = await steering.expire("the harness has no stdin", self._delivered)
                 await self.scribe.write(entries, Change(delivered=settled))

@@ -6,12 +6,11 @@ knows no execution at all proves nothing about what exists here (it may have bee
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from orchestrator.execution import Execution
-from orchestrator.executions import Host
 from orchestrator.lifecycle import ASLEEP, WITH_SANDBOX
 from orchestrator.sandbox import Found
 
@@ -53,12 +52,3 @@ def sweep_plan(
         record for record in records if retention_s and record.finished_at is not None and record.finished_at < over
     )
     return SweepPlan(boxes, folders, stale, tuple(expired))
-
-
-def silent_hosts(hosts: Sequence[Host], heard: Mapping[str, tuple[datetime, float]], now_s: float) -> dict[str, float]:
-    """For how long each host has been silent, by our own monotonic clock: since its heartbeat last changed under our
-    eyes. `heard` = what was seen before (heartbeat, our clock then); a host seen for the first time is not silent."""
-    return {
-        host.name: now_s - heard[host.name][1] if host.name in heard and heard[host.name][0] == host.seen_at else 0.0
-        for host in hosts
-    }

@@ -14,7 +14,7 @@ from datetime import datetime
 from typing import Final
 
 from orchestrator.engine.parts import Parts
-from orchestrator.engine.sweep_plan import silent_hosts, sweep_plan
+from orchestrator.engine.sweep_plan import sweep_plan
 from orchestrator.errors import CarrelError, Unavailable
 from orchestrator.execution import Execution
 from orchestrator.sandbox import Found
@@ -31,7 +31,6 @@ class Sweeper:
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
-        self._heard: dict[str, tuple[datetime, float]] = {}
         self._count = 0
 
     async def run(self) -> None:
@@ -106,14 +105,10 @@ class Sweeper:
 
     async def _evict_silent_hosts(self) -> None:
         settings = self._parts.settings
-        now_s = self._parts.clock.monotonic()
-        hosts = await self._parts.executions.hosts()
-        silent = silent_hosts(hosts, self._heard, now_s)
-        self._heard = {host.name: (host.seen_at, now_s - silent[host.name]) for host in hosts}
-        for name, silent_s in silent.items():
-            if name != settings.host and silent_s > settings.host_lost_after_s:
-                for execution_id in await self._parts.executions.evict(name):
-                    logger.warning("its host is lost", extra={"execution": execution_id, "host": name})
+        for host in await self._parts.executions.hosts():
+            if host.name != settings.host and host.silent_s > settings.host_lost_after_s:
+                for execution_id in await self._parts.executions.evict(host.name):
+                    logger.warning("its host is lost", extra={"execution": execution_id, "host": host.name})
 
     async def _carefully(self, removing: Awaitable[None], sandbox_id: str) -> None:
         try:

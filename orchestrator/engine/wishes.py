@@ -1,0 +1,91 @@
+"""Fulfils what somebody wished of a running sandbox, and writes the receipt: pause, resume, other resources.
+
+A wish that is refused for good has a receipt that says so. Does not know when a wish is due (`steps`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine
+from dataclasses import replace
+
+from orchestrator import events
+from orchestrator.engine.parts import Parts
+from orchestrator.engine.scribe import Scribe
+from orchestrator.engine.steps import Pause, Resize, Resume
+from orchestrator.errors import CarrelError, Fenced, LinkError, Resend, Unavailable
+from orchestrator.events import Entry
+from orchestrator.execution import Execution, ResourcesWant
+from orchestrator.history import Change
+from orchestrator.lifecycle import Trigger
+from orchestrator.link import OwnerLink
+from orchestrator.sandbox import Fit
+
+
+class Wishes:
+    """Of one attempt. `frozen`: as far as known, everything but init stands still. `resources`: as they are now."""
+
+    def __init__(self, parts: Parts, scribe: Scribe, execution: Execution) -> None:
+        assert execution.sandbox_id is not None
+        self.frozen = False
+        self.resources = execution.resources
+        self._driver = parts.driver
+        self._scribe = scribe
+        self._sandbox_id = execution.sandbox_id
+
+    async def fulfil(self, step: Pause | Resume | Resize, link: OwnerLink | None) -> None:
+        """Raises Unavailable, LinkError, Fenced: nothing is settled then, and it may be asked again."""
+        match step:
+            case Pause(want):
+                assert link is not None
+                await self._try(want, self._pause(want, link))
+            case Resume(want):
+                await self._try(want, self._resume(want))
+            case Resize(wish):
+                await self._try(wish.id, self._resize(wish))
+
+    async def thaw(self) -> None:
+        """Let it run, whoever froze it. No receipt: nobody wished for this."""
+        await self._driver.unpause(self._sandbox_id)
+        self.frozen = False
+
+    async def settle(self, want: str, why: str) -> None:
+        """The receipt of a wish that is fulfilled already (`why` empty), or will not be."""
+        told = [Entry(events.WANTED, {"id": want, "refused": why})] if why else []
+        await self._scribe.write(told, Change(done_wants=(want,)))
+
+    async def _try(self, want: str, doing: Coroutine[None, None, None]) -> None:
+        try:
+            await doing
+        except (Fenced, Unavailable, LinkError, Resend):
+            raise
+        except CarrelError as refused:
+            await self.settle(want, refused.message)
+
+    async def _pause(self, want: str, link: OwnerLink) -> None:
+        await self._driver.pause(self._sandbox_id)
+        self.frozen = True
+        await link.quiesce()
+        await self._scribe.move(Trigger.PAUSE, Change(done_wants=(want,)))
+
+    async def _resume(self, want: str) -> None:
+        await self.thaw()
+        await self._scribe.move(Trigger.RESUME, Change(done_wants=(want,)))
+
+    async def _resize(self, wish: ResourcesWant) -> None:
+        asked = {name: getattr(wish, name) for name in ("cpus", "memory_bytes", "pids")}
+        given = {name: value for name, value in asked.items() if value is not None}
+        wanted = replace(self.resources, **given)
+        resized = await self._driver.resize(self._sandbox_id, wanted)
+        measured = resized.measured
+        data = {
+            "id": wish.id,
+            "result": resized.fit.value,
+            **given,
+            "measured": None if measured is None else {name: getattr(measured, name) for name in asked},
+            "detail": resized.detail,
+        }
+        applied = resized.fit is Fit.APPLIED
+        change = Change(done_wants=(wish.id,), resources=wanted if applied else None)
+        await self._scribe.write([Entry(events.SANDBOX_RESIZED, data)], change)
+        if applied:
+            self.resources = wanted
