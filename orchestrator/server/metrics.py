@@ -54,16 +54,16 @@ class Metrics:
         self.encoded_before = 0  # of what the counter above has been told
         self._states = Gauge("carrel_executions", "Executions by state.", ("state",), registry=registry)
         self._outcomes = Gauge(
-            "carrel_outcomes", "Executions on record that ended so, by outcome.", ("outcome",), registry=registry
+            "carrel_outcomes_1h", "Executions that ended in the last hour, by outcome.", ("outcome",), registry=registry
         )
-        self._reasons = Gauge("carrel_reasons", "The same, by reason.", ("reason",), registry=registry)
-        self._resumed = Gauge("carrel_resumed", "The same: those that needed another attempt.", registry=registry)
-        self._wall_s = Gauge("carrel_wall_seconds", "The same: their wall time in all.", registry=registry)
+        self._reasons = Gauge("carrel_reasons_1h", "The same, by reason.", ("reason",), registry=registry)
+        self._resumed = Gauge("carrel_resumed_1h", "The same: those that needed another attempt.", registry=registry)
+        self._wall_s = Gauge("carrel_wall_seconds_1h", "The same: their wall time in all.", registry=registry)
         self._hosts = Gauge("carrel_hosts", "Hosts whose last heartbeat is at most a minute old.", registry=registry)
         self._workers = Gauge("carrel_workers", "Workers on those hosts.", registry=registry)
 
     def scrape(self, counted: Mapping[ExecutionState, int], tallies: Sequence[Tally], hosts: Sequence[Host]) -> bytes:
-        """The text of /metrics. `tallies`: ungrouped; every state, outcome and reason is there, at 0 too."""
+        """The text of /metrics. `tallies`: of the last hour, ungrouped; every state, outcome and reason is there, at 0 too."""
         for state in ExecutionState:
             self._states.labels(state.value).set(counted.get(state, 0))
         for kind in OutcomeKind:

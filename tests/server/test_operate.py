@@ -81,8 +81,8 @@ async def test_outcomes_are_counted_by_reason_and_group(api: Api) -> None:
         [{"group": "", "completed": 0, "by_outcome": {}, "by_reason": {}, "resumed": 0, "wall_s": 0.0}],
     )
     text = (await api.http.get("/metrics")).text
-    assert 'carrel_reasons{reason="cancelled"} 2.0' in text
-    assert f'carrel_outcomes{{outcome="{OutcomeKind.LOST}"}} 0.0' in text
+    assert 'carrel_reasons_1h{reason="cancelled"} 2.0' in text
+    assert f'carrel_outcomes_1h{{outcome="{OutcomeKind.LOST}"}} 0.0' in text
 
 
 @pytest.mark.parametrize(
