@@ -63,7 +63,7 @@ class Metrics:
         self._workers = Gauge("carrel_workers", "Workers on those hosts.", registry=registry)
 
     def scrape(self, counted: Mapping[ExecutionState, int], tallies: Sequence[Tally], hosts: Sequence[Host]) -> bytes:
-        """The text of /metrics. `tallies`: of the last hour, ungrouped; every state, outcome and reason is there, at 0 too."""
+        """The text of /metrics. `tallies`: of the last hour, ungrouped. No state, outcome or reason is left out."""
         for state in ExecutionState:
             self._states.labels(state.value).set(counted.get(state, 0))
         for kind in OutcomeKind:
