@@ -142,7 +142,8 @@ class Closing:
             files = self._parts.workspaces.files(self._sandbox_id)
         except NotFound:
             return []
-        return await asyncio.to_thread(ending.artifacts, files)
+        async with self._parts.hashing:
+            return await asyncio.to_thread(ending.artifacts, files)
 
     async def _why_it_stops(self, wants: Wants) -> Outcome | None:
         def wanted(event: Event) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import asyncio
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from orchestrator.clock import Clock
@@ -36,7 +37,8 @@ class WorkerSettings:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """The ports an actor acts on."""
+    """The ports an actor acts on. `hashing`: so many executions at once have their artifacts read, so that a few with
+    gigabytes do not take every thread."""
 
     executions: Executions
     history: History
@@ -45,3 +47,4 @@ class Parts:
     blobs: Blobs
     clock: Clock
     settings: WorkerSettings
+    hashing: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(2))
