@@ -47,7 +47,6 @@ def environment_of(execution: Execution, *, resumed: bool, task_file: Path) -> d
     if execution.deadline_at is not None:
         contract["DEADLINE"] = _rfc3339(execution.deadline_at)
     usual = {"PATH": PATH, "HOME": HOME, "USER": "agent", "LANG": "C.UTF-8", "TERM": "dumb"}
-    usual["PWD"] = WORKSPACE  # a link: the kernel would name its target, but shells believe this (POSIX, sh, PWD)
     return {**usual, **harness_of(spec).env, **spec.env, **contract}
 
 

@@ -68,6 +68,7 @@ class Desk:
         self._parts_n = 0
         self._cgroup = False
         self._execs: list[Exec] = []
+        self._harness_env: dict[bytes, bytes] = {}  # only here: it may hold secrets
         harness.on_held = self._held_changed
         harness.on_refused = self._start_failed
         self._verbs: dict[str, Callable[[Connection, Frame], None]] = {
@@ -215,7 +216,7 @@ class Desk:
             _number(frame, "timeout_s", 0, 7 * 86_400, 0),
             _flag(frame, "detach", False),
         )
-        argv, env, cwd = _program(frame)
+        argv, env, cwd = _program(frame, self._harness_env or DEFAULT_ENV)
         connection.exec = command
         try:
             command.start(argv, env, cwd, _flag(frame, "stdin", False))
@@ -249,7 +250,7 @@ class Desk:
             raise Refusal("lost", "a harness was started here by an init that is gone")
         if not self._gate.spawner_pid:
             raise Refusal("no_spawner", self._gate.problem)
-        argv, env, cwd = _program(frame)
+        argv, env, cwd = _program(frame, DEFAULT_ENV)
         assignment = frame.fields.get("assignment") or {}
         if not isinstance(assignment, dict):
             raise Refusal("bad_field", "assignment must be a mapping", field="assignment")
@@ -261,6 +262,7 @@ class Desk:
             "assignment": assignment,
         }
         stdin_first = _bytes_or_none(frame, "stdin_first")
+        self._harness_env = self._harness_env or env  # a repeated start changes nothing
         try:
             self._harness.start(argv, env, cwd, fields, (_task_file(frame), frame.payload), stdin_first)
         except (OSError, ProtocolError) as problem:
@@ -384,15 +386,16 @@ def _task_file(frame: Frame) -> str:
     return str(path)
 
 
-def _program(frame: Frame) -> tuple[list[bytes], dict[bytes, bytes], bytes]:
-    """argv, environment over the defaults, working directory."""
+def _program(frame: Frame, base: dict[bytes, bytes]) -> tuple[list[bytes], dict[bytes, bytes], bytes]:
+    """argv, environment over `base`, working directory."""
     argv = frame.fields.get("argv")
     if not isinstance(argv, list) or not argv:
         raise _bad("argv", "must be a list with at least the program")
     given = frame.fields.get("env") or {}
     if not isinstance(given, dict):
         raise _bad("env", "must be a mapping")
-    env = dict(DEFAULT_ENV)
+    env = dict(base)
+    env.pop(b"PWD", None)
     for name, value in given.items():
         key = _bytes(name, "env")
         if not key or b"=" in key:
@@ -403,6 +406,8 @@ def _program(frame: Frame) -> tuple[list[bytes], dict[bytes, bytes], bytes]:
     folder = cwd + b"/"
     if not cwd.startswith(b"/") or folder.replace(b"//", b"/").startswith(b"/proc/") or b"/../" in folder:
         raise _bad("cwd", "must be an absolute path without .., outside /proc")
+    # The way that was named, not /slot/vol/… where its links lead: shells believe PWD where it is the same directory.
+    env.setdefault(b"PWD", cwd.rstrip(b"/") or b"/")
     program = [_bytes(item, "argv") for item in argv]
     if not program[0]:
         raise _bad("argv", "names no program")

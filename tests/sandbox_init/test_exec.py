@@ -29,6 +29,23 @@ def test_exec_keeps_streams_apart_and_tells_the_code(box: Box) -> None:
     assert list(box.spool.frames()) == []
 
 
+def test_exec_sees_what_the_harness_sees_and_where_it_was_told_to_be(box: Box) -> None:
+    with box.owner(after=0) as owner, box.viewer() as viewer:
+        assert b"A=" not in viewer.exec("env")[0]
+        start(owner, "sleep 600", env={"A": "1", "B": "2"})
+        owner.until_verb("started")
+        lines = viewer.exec("env", env={"B": "3"}, cwd="/run/")[0].splitlines()
+    assert {b"A=1", b"B=3", b"PWD=/run", b"HOME=/state/home"} <= set(lines)
+
+
+def test_a_shell_names_a_linked_directory_as_it_was_named(box: Box, slot: Path) -> None:
+    box.owner().close()
+    link = slot / "vol" / "state" / "link"
+    link.symlink_to("/usr/bin")
+    with box.viewer() as viewer:
+        assert viewer.exec("bash", "-c", "pwd", cwd=str(link))[0] == f"{link}\n".encode()
+
+
 def test_exec_carries_megabytes_both_ways(box: Box) -> None:
     box.owner().close()
     data = os.urandom(3_000_000)

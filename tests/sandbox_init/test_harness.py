@@ -118,8 +118,8 @@ def test_environment_is_what_start_says_and_nothing_else(box: Box) -> None:
         start(owner, "", argv=["env"], env={"A": "1", "B": b"\xff", "LANG": "de_DE"})
         lines = joined(owner.until_verb("exit"), "stdout").splitlines()
     names = {line.split(b"=")[0] for line in lines}
-    assert names == {b"A", b"B", b"LANG", b"PATH", b"HOME"}
-    assert b"B=\xff" in lines and b"LANG=de_DE" in lines and b"HOME=/state/home" in lines
+    assert names == {b"A", b"B", b"LANG", b"PATH", b"HOME", b"PWD"}
+    assert b"PWD=/tmp" in lines and b"B=\xff" in lines and b"LANG=de_DE" in lines and b"HOME=/state/home" in lines
 
 
 def test_the_task_is_a_file_for_anyone_to_read_before_the_harness_runs(box: Box) -> None:
