@@ -42,6 +42,7 @@ class Campaign:
     viewers: int = 4
     last_s: float = 20.0
     worker_argv: Sequence[str] = ("-m", "orchestrator", "worker")
+    environment: Mapping[str, str] = field(default_factory=dict)
     mischief: Mapping[str, int] = field(default_factory=lambda: MISCHIEF)
 
 
@@ -89,7 +90,7 @@ async def watch(here: Ground, execution: Execution, verdict: list[str]) -> None:
 
 
 async def run(asked: Campaign) -> Result:
-    async with ground() as here:
+    async with ground(**asked.environment) as here:
         await here.api()
         for _ in range(asked.workers):
             await here.worker(argv=asked.worker_argv)

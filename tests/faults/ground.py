@@ -14,12 +14,17 @@ import signal
 import socket
 import sys
 import tempfile
+import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from orchestrator.drivers.docker import DockerDriver
+from orchestrator.drivers.docker_options import Installation
+from orchestrator.drivers.engine_calls import EngineCalls
 from orchestrator.drivers.scripted import ScriptedDriver
+from orchestrator.errors import EngineUnavailable
 from orchestrator.stores.embedded import EmbeddedServer
 from orchestrator.stores.redis import Keys, RedisExecutions, RedisHistory, Server, prepare
 from orchestrator.workspaces.directory import DirectoryStore
@@ -75,12 +80,14 @@ class Ground:
     driver: ScriptedDriver
     workspaces: DirectoryStore
     port: int
+    installation: str
+    environment: Mapping[str, str] = field(default_factory=dict)
     workers: list[Process] = field(default_factory=list)
     apis: list[Process] = field(default_factory=list)
 
     def _environment(self, other: Mapping[str, str]) -> dict[str, str]:
         ours = {
-            "CARREL_INSTALLATION": "faults",
+            "CARREL_INSTALLATION": self.installation,
             "CARREL_DATA_DIR": str(self.folder),
             "CARREL_REDIS_URL": self.embedded.url,
             "CARREL_DRIVER": "scripted",
@@ -93,7 +100,7 @@ class Ground:
             "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "sandbox-image"))),
         }
         kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
-        return {**kept, **ours, **other}
+        return {**kept, **ours, **self.environment, **other}
 
     async def worker(self, *, argv: Sequence[str] = ("-m", "orchestrator", "worker"), **env: str) -> Process:
         """One more worker process."""
@@ -154,14 +161,16 @@ def free_port() -> int:
 
 
 @asynccontextmanager
-async def ground() -> AsyncIterator[Ground]:
-    """The installation with its store and nothing else yet; at the end nothing of it is left."""
+async def ground(**environment: str) -> AsyncIterator[Ground]:
+    """The installation with its store and nothing else yet; at the end nothing of it is left. `environment`: for all
+    its processes."""
     folder = Path(tempfile.mkdtemp(prefix="crl-", dir="/tmp"))
     embedded = EmbeddedServer(folder)
     await embedded.start()
     watching = asyncio.create_task(embedded.watch())
     server = Server(embedded.url, patience_s=20.0)
-    keys = Keys("faults")
+    installation = f"t{uuid.uuid4().hex[:10]}"
+    keys = Keys(installation)
     await prepare(server, keys)
     history = RedisHistory(server, keys)
     made = Ground(
@@ -173,6 +182,8 @@ async def ground() -> AsyncIterator[Ground]:
         driver=ScriptedDriver(folder / "boxes", folder / "slots", ROOT / "sandbox-image" / "sandbox_init"),
         workspaces=DirectoryStore(folder / "slots"),
         port=free_port(),
+        installation=installation,
+        environment=environment,
     )
     try:
         yield made
@@ -181,6 +192,13 @@ async def ground() -> AsyncIterator[Ground]:
             await process.kill()
         for box in await made.driver.list():
             await made.driver.remove(box.sandbox_id)
+        if environment.get("CARREL_DRIVER") == "docker":
+            calls = EngineCalls(environment.get("CARREL_DOCKER_HOST", ""))
+            containers = DockerDriver(Installation(installation), folder / "slots", calls=calls)
+            with contextlib.suppress(EngineUnavailable):  # a private engine that is down is swept by its own fixture
+                for found in await containers.list():
+                    await containers.remove(found.sandbox_id)
+            calls.close()
         await history.aclose()
         await server.aclose()
         watching.cancel()

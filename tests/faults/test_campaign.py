@@ -49,3 +49,19 @@ async def test_without_the_fence_the_same_campaign_shows_duplicates() -> None:
     )
     result = await run(asked)
     assert result.verdict.duplicated > 0, result.verdict.line(result.broken.total(), asked.seed)
+
+
+@pytest.mark.full
+@pytest.mark.docker
+async def test_the_same_in_containers(sandbox_image: str) -> None:
+    """Smaller: a container costs more than a box. The engine itself is left in peace here (test_dockerd_killed)."""
+    asked = Campaign(
+        seed=number("SEED", random.SystemRandom().randrange(1 << 31)),
+        kills=40,
+        executions=16,
+        lines=3000,
+        environment={"CARREL_DRIVER": "docker", "CARREL_IMAGE": sandbox_image},
+    )
+    result = await run(asked)
+    line = result.verdict.line(result.broken.total(), asked.seed)
+    assert result.verdict.clean, "\n".join([line, *result.verdict.odd, result.logs])

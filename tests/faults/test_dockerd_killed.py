@@ -75,10 +75,10 @@ def environment(engine: PrivateDockerd, sandbox_image: str) -> dict[str, str]:
 async def test_without_live_restore_each_is_lost_or_tried_again(
     engine: PrivateDockerd, environment: dict[str, str]
 ) -> None:
-    async with ground() as here:
+    async with ground(**environment) as here:
         await asyncio.to_thread(engine.start, live_restore=False)
         try:
-            await here.worker(**environment)
+            await here.worker()
             once = await running(here, 100_000, RetryPolicy(on_lost="end"))
             again = await running(here, 100_000, RetryPolicy(on_lost="retry", backoff_s=0.1))
             await asyncio.to_thread(engine.kill)
@@ -103,10 +103,10 @@ async def test_without_live_restore_each_is_lost_or_tried_again(
 
 
 async def test_with_live_restore_nothing_is_noticed(engine: PrivateDockerd, environment: dict[str, str]) -> None:
-    async with ground() as here:
+    async with ground(**environment) as here:
         await asyncio.to_thread(engine.start, live_restore=True)
         try:
-            worker = await here.worker(**environment)
+            worker = await here.worker()
             executions = await running(here, 400, RetryPolicy())
             await asyncio.to_thread(engine.kill)
             await worker.kill()  # its successor finds an engine that does not answer
