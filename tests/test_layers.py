@@ -73,13 +73,15 @@ ROOMS = {
         ("nouns", "link", "wire"),
         ("fastapi", "starlette", "uvicorn", "prometheus_client", "ulid"),
     ),
-    "client": Room(("orchestrator.client",), ("nouns", "wire"), ("websockets", "httpx")),
+    # The local server's address and data directory are settings; nothing else of the server's is known to its clients.
+    "profile": Room(("orchestrator.profile",), ("nouns", "settings")),
+    "client": Room(("orchestrator.client",), ("nouns", "profile", "wire"), ("websockets", "httpx")),
     "python -m": Room(("orchestrator.__main__",), ("cli",)),
-    "cli": Room(("orchestrator.cli",), ("nouns", "client", "settings"), ("typer", "click", "rich")),
+    "cli": Room(("orchestrator.cli",), ("nouns", "client", "profile", "settings"), ("typer", "click", "rich")),
     # These start the parts themselves, or look at them.
     "cli that serves": Room(
         ("orchestrator.cli.serve", "orchestrator.cli.api", "orchestrator.cli.worker", "orchestrator.cli.doctor"),
-        ("nouns", "client", "settings", "cli", "assembly", "diagnosis"),
+        ("nouns", "client", "profile", "settings", "cli", "assembly", "diagnosis"),
         ("typer", "click", "rich"),
     ),
     "frames": Room(("sandbox_init.frames",), ("sandbox_init",)),
@@ -180,7 +182,7 @@ def test_only_settings_reads_the_environment() -> None:
 
 
 # The command line is a client: where the server is, and the token, are its own to know. Where to crash is tests' own.
-ENVIRONMENT_READERS = {"orchestrator.settings", "orchestrator.cli.profile", "orchestrator.engine.crash_point"}
+ENVIRONMENT_READERS = {"orchestrator.settings", "orchestrator.profile", "orchestrator.engine.crash_point"}
 
 
 def test_every_room_says_what_happens_in_it() -> None:

@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli import console, profile, reaching
+from orchestrator import profile
+from orchestrator.cli import console, reaching
 from orchestrator.cli.usage import UsageError
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")

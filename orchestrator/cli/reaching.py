@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from orchestrator.cli import console, profile
+from orchestrator import profile
+from orchestrator.cli import console
 from orchestrator.errors import CarrelError
 
 if TYPE_CHECKING:

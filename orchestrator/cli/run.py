@@ -10,7 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
-from orchestrator.cli import console, profile, reaching, splitting, units
+from orchestrator import profile
+from orchestrator.cli import console, reaching, splitting, units
 from orchestrator.cli.usage import UsageError
 
 HELP = """Run a task or a command in a sandbox of its own and watch it.

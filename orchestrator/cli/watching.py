@@ -26,7 +26,8 @@ from typing import Any
 
 import typer
 
-from orchestrator.cli import console, endings, fetching, gathering, output, profile, reaching
+from orchestrator import profile
+from orchestrator.cli import console, endings, fetching, gathering, output, reaching
 from orchestrator.client import AsyncExecution, Batch
 from orchestrator.client.nouns import Record, event_as_json
 from orchestrator.errors import CarrelError, Conflict, NotFound

@@ -1,6 +1,6 @@
 """The client library: `Client` and `AsyncClient`, two thin skins over one core that knows no network.
 
-    with Client("http://127.0.0.1:8374", token) as client:
+    with Client() as client:  # this machine's server, or the one that CARREL_URL or a profile names
         execution = client.submit(task="echo hello; read name; echo hello $name")
         execution.send("Ada")
         for event in execution.events():

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
+from orchestrator import profile
 from orchestrator.client import address, calls, downloading, executing, following, requests, uploads
 from orchestrator.client.answers import HistoryPage
 from orchestrator.client.channel import ChannelCore
@@ -35,7 +36,8 @@ T = TypeVar("T")
 
 
 class Client:
-    """One server. `patience`: how long a call goes on trying while the server is away (30 s); `watching`: how long a
+    """One server: at `url`, or without one the one the command line would talk to, with its token (profile.py).
+    `patience`: how long a call goes on trying while the server is away (30 s); `watching`: how long a
     follower does (for ever). `on_retry(why, delay_s)` is told of each wait; an open connection that is silent
     for `silence_s` counts as dead. Thread-safe. Close it, or use `with`.
 
@@ -44,7 +46,7 @@ class Client:
 
     def __init__(
         self,
-        url: str,
+        url: str | None = None,
         token: str = "",
         *,
         patience: Patience | None = None,
@@ -53,6 +55,9 @@ class Client:
         clock: Callable[[], float] = time.monotonic,
         silence_s: float = SILENCE_S,
     ) -> None:
+        if url is None:
+            found = profile.target(None, None)
+            url, token = found.url, token or found.token
         self.address = address.parse(url)
         self.token = token
         self._patience = patience or Patience()

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.cli import console, fetching, gathering, logs, output, profile, units
+from orchestrator import profile
+from orchestrator.cli import console, fetching, gathering, logs, output, units
 from orchestrator.cli.program import run
 from orchestrator.cli.usage import UsageError
+from orchestrator.client import Client
 from orchestrator.errors import BadInput, CarrelError
 from orchestrator.events import Event
 
@@ -266,6 +268,9 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_local_server_with_its_own_token(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CARREL_PORT", "8999")
     assert profile.target(None, None) == profile.Target("http://127.0.0.1:8999", "admin", "the local server")
+    with Client() as client, Client(token="mine") as other:
+        assert (client.address.url, client.token) == ("http://127.0.0.1:8999", "admin")
+        assert (other.address.url, other.token) == ("http://127.0.0.1:8999", "mine")
 
 
 @pytest.mark.usefixtures("home")

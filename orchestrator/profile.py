@@ -1,5 +1,5 @@
-"""Which server the command line talks to, and with which token. The only reader of environment and files on the
-client's side; the server's are read by `settings`.
+"""Which server the command line and a `Client()` talk to, and with which token. The only reader of environment and
+files on the client's side; the server's are read by `settings`.
 
 Address: --url, else CARREL_URL, else the profile, else the local server of this machine's settings. Token:
 CARREL_TOKEN, else the profile's (for its own address only), else, for a server on this machine, the admin token in its
