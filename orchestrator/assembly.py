@@ -26,6 +26,7 @@ from orchestrator.clock import Clock, SystemClock
 from orchestrator.engine.parts import Parts, WorkerSettings
 from orchestrator.engine.worker import Worker
 from orchestrator.errors import BadInput, CarrelError
+from orchestrator.image_context import image_context
 from orchestrator.reaches.local import LocalReach
 from orchestrator.sandbox import SandboxDriver
 from orchestrator.settings import Settings
@@ -251,22 +252,8 @@ def _driver(settings: Settings, slots: Path, ending: AsyncExitStack) -> SandboxD
     calls = EngineCalls(settings.docker_host)
     ending.callback(calls.close)
     return DockerDriver(
-        Installation(settings.installation, seccomp=_seccomp()),
+        Installation(settings.installation, seccomp=(image_context() / "seccomp.json").read_text()),
         slots,
         calls=calls,
         start_concurrency=settings.start_concurrency,
-    )
-
-
-def _seccomp() -> str:
-    """Our profile: from the checkout, or from the wheel's copy of the image's folder."""
-    here = Path(__file__).parent
-    for folder in (here.parent / "sandbox-image", here / "_image"):
-        if (profile := folder / "seccomp.json").is_file():
-            return profile.read_text()
-    raise BadInput(
-        "the seccomp profile of sandboxes is missing from this installation",
-        field="installation",
-        limit="sandbox-image/seccomp.json, or the wheel's copy of it",
-        remedy="install carrel again",
     )

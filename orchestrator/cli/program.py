@@ -44,6 +44,7 @@ VERBS = {
     "serve": "Serve: API and worker in one process.",
     "api": "Serve the API only.",
     "worker": "Run a worker only.",
+    "image": "Make the image sandboxes run.",
     "doctor": "Say what is there, what is missing, how to get it.",
     "login": "Keep a server's address and token as a profile.",
     "completion": "Print the completion script of a shell.",

@@ -96,3 +96,14 @@ def test_it_serves_and_runs_without_a_checkout(installed: dict[str, str], tmp_pa
             server.send_signal(signal.SIGTERM)
             code = server.wait(30)
     assert (ran.stdout, ran.returncode, code) == ("here\n", 3, 0), ran.stderr + log.read_text()
+
+
+def test_it_builds_the_image_without_a_checkout(installed: dict[str, str], tmp_path: Path) -> None:
+    """The script in the wheel runs: with an engine it names the image, without one it says what is missing."""
+    command = [sys.executable, "-m", "orchestrator", "image", "build"]
+    built = subprocess.run(command, env=installed, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (built.returncode, built.stdout[:15]) == (0, "carrel/sandbox:"), built.stderr
+    away = {**installed, "DOCKER_HOST": f"unix://{tmp_path}/no-engine.sock"}
+    refused = subprocess.run(command, env=away, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (refused.returncode, refused.stdout) == (69, "")
+    assert "no Docker engine answers" in refused.stderr
