@@ -113,7 +113,7 @@ class WorkspaceStore(Protocol):
         """Remove the whole slot."""
 
     async def list(self) -> Sequence[tuple[str, datetime]]:
-        """Ids of all slots here, with the time they were made."""
+        """Ids (`sbx_…`) of all slots here, with the time they were made; of nothing else that lies there."""
 
     def files(self, sandbox_id: str) -> Files:
         """Access to its `vol`. Raises NotFound when the slot is not here."""

@@ -30,6 +30,7 @@ MAX_MOVES: Final = 1000  # sandboxes of one execution, followed from the oldest
 _NEW: Final = ".new-vol-"
 _MOVED: Final = "moved-to"
 _GONE: Final = ".gone-"
+_SLOT: Final = "sbx_"  # every slot of a sandbox begins so
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -163,7 +164,7 @@ class DirectoryStore:
         for path in self._root.iterdir():
             if path.name.startswith(_GONE):
                 remove_tree(path)  # what a crash left of a removal
-            elif not path.name.startswith("."):
+            elif path.name.startswith(_SLOT):  # not lost+found, nor what a person put here: listed is swept
                 with contextlib.suppress(FileNotFoundError):
                     found.append((path.name, datetime.fromtimestamp(path.stat().st_mtime, tz=UTC)))
         return sorted(found)

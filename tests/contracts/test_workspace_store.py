@@ -57,6 +57,13 @@ async def test_a_slot_has_its_three_parts_and_the_harness_owns_its_own(store: Wo
     assert [sandbox_id for sandbox_id, _ in await store.list()] == ["sbx_a"]
 
 
+async def test_only_slots_are_listed(store: WorkspaceStore, short_dir: Path) -> None:
+    slot = await store.prepare("sbx_a", inherit=None, seeds=[], disk_bytes=0)
+    for foreign in ("lost+found", "notes", ".hidden"):
+        (slot.path.parent / foreign).mkdir()
+    assert [sandbox_id for sandbox_id, _ in await store.list()] == ["sbx_a"]
+
+
 async def test_prepare_again_keeps_what_is_there(store: WorkspaceStore, short_dir: Path) -> None:
     await store.prepare("sbx_a", inherit=None, seeds=[seed(short_dir, "x")], disk_bytes=0)
     store.files("sbx_a").write("x", [b"worked on"])
