@@ -8,7 +8,6 @@ import typer
 
 from orchestrator.cli import console, reaching, units
 from orchestrator.cli.usage import UsageError
-from orchestrator.events import SANDBOX_RESIZED
 
 RECEIPT_S = 20.0
 
@@ -27,15 +26,9 @@ def update(
     memory_bytes = units.size_bytes(memory) if memory else None
     with reaching.client(ctx) as client:
         found = reaching.execution(client, execution)
-        assert found.record is not None
-        before = found.record.cursor
         record = found.resources(cpus=cpus, memory_bytes=memory_bytes, pids=pids, hold_s=RECEIPT_S)
         if record.wants.resources is not None:
             console.note("the wish is kept; it is carried out as soon as the sandbox can take it")
-        for event in found.history(after=before).events:
-            if event.type == SANDBOX_RESIZED and str(event.data.get("result", "")).lower() == "infeasible":
-                console.error(f"this cannot be given: {event.data.get('detail') or dict(event.data)}")
-                raise typer.Exit(125)
         if as_json:
             console.line(record.model_dump_json())
         else:

@@ -9,11 +9,13 @@ from typing import Annotated, Final
 
 from fastapi import APIRouter, Body, Request, Response
 
-from orchestrator.errors import Conflict, TooLarge
-from orchestrator.events import SANDBOX_RESIZED, Cursor
+from orchestrator.errors import Conflict, Infeasible, TooLarge
+from orchestrator.events import SANDBOX_RESIZED, Cursor, Event
 from orchestrator.execution import CancelWant, Execution, InterruptWant, PauseWant, ResourcesWant
 from orchestrator.executions import Want
 from orchestrator.harnesses import harness_of
+from orchestrator.history import Page
+from orchestrator.sandbox import Fit
 from orchestrator.server.parts import Parts, ThePart, Writer
 from orchestrator.server.waiting import first_page, preferred_wait_s
 from orchestrator.wire.record import Record
@@ -109,7 +111,8 @@ async def resources(
     id: str, body: ResizeBody, request: Request, response: Response, parts: ThePart, caller: Writer
 ) -> Record:
     """Other CPU, memory or pids for the one running task. Receipt: sandbox.resized, with what its cgroup says. With
-    `Prefer: wait=N` the answer waits for it: 200 when it came, 202 when the time was over."""
+    `Prefer: wait=N` the answer waits for it: 200 when it came, 422 `infeasible` when it says that this cannot be given,
+    202 when the time was over."""
     execution = await parts.find(id, caller)
     want = ResourcesWant(body.id or new_id(), body.cpus, body.memory_bytes, body.pids)
     wished = await parts.executions.want(execution.id, want)
@@ -121,11 +124,27 @@ async def resources(
             execution.id,
             Cursor(execution.generation, execution.tail),
             wait_s=wait_s,
-            enough=lambda page: any(
-                event.type == SANDBOX_RESIZED and event.data.get("id") == want.id for event in page.events
-            ),
+            enough=lambda page: _resized(page, want) is not None,
         )
         if done is not None:
+            _raise_infeasible(_resized(done, want))
             response.status_code = 200
         wished = await parts.executions.get(execution.id)
     return Record.of(wished)
+
+
+def _resized(page: Page, want: ResourcesWant) -> Event | None:
+    """The wish's receipt, where this page has it."""
+    return next((e for e in page.events if e.type == SANDBOX_RESIZED and e.data.get("id") == want.id), None)
+
+
+def _raise_infeasible(receipt: Event | None) -> None:
+    if receipt is not None and receipt.data.get("result") == Fit.INFEASIBLE.value:
+        detail = str(receipt.data.get("detail") or "the sandbox keeps what it had")
+        raise Infeasible(
+            f"this cannot be given: {detail}",
+            field="resources",
+            limit=detail,
+            remedy="ask for less, or let it use less first; it goes on with what it had",
+            measured=receipt.data.get("measured"),
+        )

@@ -159,6 +159,21 @@ async def test_a_resize_can_wait_for_its_receipt(api: Api) -> None:
     assert late.status_code == 202
 
 
+async def test_a_resize_that_cannot_be_given_is_refused_to_who_waits(api: Api) -> None:
+    lease = await api.running()
+    execution = api.client.execution(lease.execution_id)
+    waiting = asyncio.create_task(execution.resources(memory_bytes=1 << 26, id="r1", hold_s=60))
+    while (await api.record(lease.execution_id)).wants.resources is None:
+        await asyncio.sleep(0.005)
+    said = {"id": "r1", "result": "infeasible", "detail": "more memory is in use"}
+    await api.store.history.append(
+        lease, attempt=1, own=3, entries=[Entry(SANDBOX_RESIZED, said)], change=Change(done_wants=("r1",))
+    )
+    with pytest.raises(errors.Infeasible, match="more memory is in use") as refused:
+        await waiting
+    assert refused.value.data["field"] == "resources"
+
+
 async def test_a_pause_is_seen_in_the_state(api: Api) -> None:
     lease = await api.running()
     await api.client.execution(lease.execution_id).pause(id="p1")
