@@ -122,7 +122,7 @@ def _knock(address: str) -> None:
 def _no_engine(address: str, failure: Exception) -> Check:
     path = Path(address.removeprefix("unix://"))
     if address.startswith("unix://") and path.exists() and not os.access(path, os.W_OK):
-        remedy = "run as root"
+        remedy = "run as root, or join the group docker (`adduser $USER docker`) and log in again"
         return Check("engine", Verdict.MISSING, f"{path} is there, but not for this user", remedy)
     remedy = "`make run` as root installs and starts one on Debian; elsewhere see docs.docker.com/engine/install"
     if shutil.which("dockerd"):
@@ -143,8 +143,8 @@ def engine_facts(info: dict[str, Any]) -> Iterator[Check]:
         yield Check("seccomp", Verdict.OK, "on")
     else:
         yield Check("seccomp", Verdict.WARN, "the engine has none", "use a kernel and a runc built with seccomp")
-    if any("userns" in option for option in info.get("SecurityOptions") or ()):
-        remedy = "take `userns-remap` out of /etc/docker/daemon.json (decision 12 says why)"
+    if any("userns" in option or "rootless" in option for option in info.get("SecurityOptions") or ()):
+        remedy = "use a dockerd of root's, without `userns-remap` in /etc/docker/daemon.json (decision 12)"
         yield Check("userns", Verdict.MISSING, "the engine remaps user ids, which sandboxes do not support yet", remedy)
     if info.get("LiveRestoreEnabled"):
         yield Check("live-restore", Verdict.OK, "on: sandboxes outlive a restart of dockerd")
@@ -161,14 +161,14 @@ def _cgroup_writable(info: dict[str, Any]) -> str:
 
 
 def privileges(is_root: bool, cgroup: str) -> Check:
-    """Root with a v2 hierarchy has everything. Without root a worker refuses to start sandboxes (drivers/docker)."""
+    """Root with a v2 hierarchy has everything; less works with less (decision 14)."""
     if is_root and cgroup:
         return Check("rights", Verdict.OK, f"root; sandboxes get a work cgroup in {cgroup}")
     if is_root:
         seen = "root, but no writable cgroup v2 hierarchy: pausing freezes a sandbox as a whole"
         return Check("rights", Verdict.WARN, seen, "boot with systemd.unified_cgroup_hierarchy=1, or mount cgroup2")
-    seen = "not root: a worker cannot make the slots of sandboxes; api, client and page work"
-    return Check("rights", Verdict.MISSING, seen, "run the worker as root")
+    seen = "not root: programs in sandboxes have this uid; pausing freezes init too, memory bombs may end it"
+    return Check("rights", Verdict.WARN, seen, "run the worker as root for the full isolation")
 
 
 def image(client: docker.DockerClient, name: str) -> Check:

@@ -30,11 +30,13 @@ class SandboxSpec:
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """It runs. `paused`: by the engine or by a frozen `work` cgroup. `oom_kills`: processes of `work` killed for
+    """It runs. `paused`: by the engine or by a frozen `work` cgroup. `deaf`: by the engine, init too, so nobody answers
+    before `unpause`. `oom_kills`: processes of `work` killed for
     memory so far."""
 
     started_at: datetime | None = None
     paused: bool = False
+    deaf: bool = False
     oom_kills: int = 0
 
 

@@ -69,6 +69,8 @@ class Place:
     server: subprocess.Popen[bytes] | None = None
     started: list[subprocess.Popen[bytes]] = field(default_factory=list)
     settings: tuple[str, ...] = ("driver=scripted",)
+    program: tuple[str, ...] = (sys.executable, "-m", "orchestrator")
+    code: Path = ROOT  # as the program sees it
 
     @property
     def url(self) -> str:
@@ -79,7 +81,7 @@ class Place:
         kept = {name: value for name, value in os.environ.items() if not name.startswith("CARREL_")}
         return {
             **kept,
-            "PYTHONPATH": os.pathsep.join(str(ROOT / one) for one in (".", "sandbox-image", "agent-harness")),
+            "PYTHONPATH": os.pathsep.join(str(self.code / one) for one in (".", "sandbox-image", "agent-harness")),
             "HOME": str(self.folder / "home"),
             "XDG_CONFIG_HOME": str(self.folder / "home"),
             "XDG_STATE_HOME": str(self.folder / "home"),
@@ -99,7 +101,7 @@ class Place:
                 free.bind(("127.0.0.1", 0))
                 self.port = free.getsockname()[1]
             (self.folder / "name").write_text(f"t{uuid.uuid4().hex[:10]}")
-        command = [sys.executable, "-m", "orchestrator", "serve", "--port", str(self.port)]
+        command = [*self.program, "serve", "--port", str(self.port)]
         for one in (f"installation={(self.folder / 'name').read_text()}", "log_level=warning", *self.settings):
             command += ["--set", one]
         with (self.folder / "server.log").open("ab") as log:
@@ -114,7 +116,7 @@ class Place:
     def carrel(self, *arguments: str, stdin: bytes = b"", env: dict[str, str] | None = None) -> Any:
         """Run it to its end."""
         return subprocess.run(
-            [sys.executable, "-m", "orchestrator", *arguments],
+            [*self.program, *arguments],
             env={**self.env, **(env or {})},
             input=stdin,
             capture_output=True,
@@ -131,9 +133,7 @@ class Place:
         """Start it, and go on."""
         folder = Path(tempfile.mkdtemp(prefix="run-", dir=self.folder))
         with (folder / "out").open("wb") as out, (folder / "err").open("wb") as err:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "orchestrator", *arguments], env=self.env, stdin=stdin, stdout=out, stderr=err
-            )
+            process = subprocess.Popen([*self.program, *arguments], env=self.env, stdin=stdin, stdout=out, stderr=err)
         self.started.append(process)
         return Started(process, folder)
 

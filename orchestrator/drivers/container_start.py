@@ -17,7 +17,7 @@ import docker
 
 from orchestrator.drivers import docker_options, sockets
 from orchestrator.drivers.containers import Containers, Inspected
-from orchestrator.drivers.docker_options import LABEL_SPEC, Installation
+from orchestrator.drivers.docker_options import LABEL_SPEC, Agent, Installation
 from orchestrator.drivers.engine_calls import EngineCalls, NoSuch, Refused
 from orchestrator.errors import CarrelError, ImageMissing, Infeasible, LinkLost, SandboxConflict
 from orchestrator.sandbox import Absent, Ended, SandboxSpec
@@ -62,8 +62,8 @@ class ContainerStart:
                 await self._remove(sandbox_id)
                 continue
             await self._check_image(spec.image)
-            await self._calls.run(partial(_lay_out, spec.slot))
-            request = docker_options.create_request(spec, sandbox_id, self._installation)
+            agent = await self._calls.run(partial(_lay_out, spec.slot))
+            request = docker_options.create_request(spec, sandbox_id, self._installation, agent)
             try:
                 await self._calls.slow(_create, request, docker_options.container_name(sandbox_id))
             except NoSuch as error:
@@ -135,9 +135,22 @@ def _create(client: Any, request: dict[str, Any], name: str) -> None:
     client.create_container_from_config(request, name)
 
 
-def _lay_out(slot: Path) -> None:
-    (slot / "hosts").write_text(docker_options.HOSTS)
-    (slot / "resolv.conf").write_text(docker_options.RESOLV_CONF)
+def _lay_out(slot: Path) -> Agent:
+    """The files beside the workspace; whose that is."""
+    agent = _agent_of(slot / "vol" / "workspace")
+    for name, (_, content) in docker_options.laid_beside(agent).items():
+        (slot / name).write_text(content)
+        (slot / name).chmod(0o644)  # whatever the umask: for anyone inside to read
+    return agent
+
+
+def _agent_of(workspace: Path) -> Agent:
+    """As init will find it (sandbox_init.spawner.agent)."""
+    try:
+        found = workspace.lstat()
+    except FileNotFoundError:
+        return Agent()
+    return Agent(found.st_uid, found.st_gid or found.st_uid)
 
 
 async def _listens(folder: Path) -> bool:

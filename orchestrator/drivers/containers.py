@@ -74,6 +74,7 @@ class Containers:
         return Running(
             started_at=_moment(state["StartedAt"]),
             paused=bool(state["Paused"]) or (counters is not None and counters.frozen),
+            deaf=bool(state["Paused"]),
             oom_kills=counters.oom_kills if counters is not None else 0,
         )
 

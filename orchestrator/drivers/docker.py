@@ -81,14 +81,16 @@ class DockerDriver:
     async def capabilities(self) -> Capabilities:
         info: dict[str, Any] = await self._calls.quick(docker.APIClient.info)
         controllers = self._cgroups.pure_v2 or {"memory", "pids", "cpu"} <= self._cgroups.v1.keys()
-        freezer = self._cgroups.unified is not None
+        freezer = self._cgroups.unified is not None and os.access(self._cgroups.unified, os.W_OK)
         notes = []
         if not freezer:
-            notes.append("no cgroup v2 freezer: pause stops init too, and a snapshot while running is not possible")
+            notes.append(
+                "no cgroup v2 freezer for us: pause stops init too, and a snapshot while running is not possible"
+            )
         if not self._installation.seccomp:
             notes.append("no seccomp profile of our own: the engine's default lets AF_VSOCK and io_uring through")
         if _remaps(info):
-            notes.append("the engine remaps user ids: not supported, slots belong to the host's own root and uid 1000")
+            notes.append("the engine remaps user ids: not supported, slots belong to the host's own uids")
         if not info.get("LiveRestoreEnabled"):
             notes.append("live-restore is off: a restart of the engine ends all sandboxes")
         return Capabilities(
@@ -261,27 +263,20 @@ class DockerDriver:
 
     async def _host_size(self) -> tuple[float, int]:
         """Cores and bytes of memory. Raises Infeasible where sandboxes could not reach their slots."""
-        if os.geteuid() != 0:
-            raise Infeasible(
-                "a worker must be root: init enters only root's slots (it may not pass over permissions), and files of "
-                "uid 1000 are made and removed by root alone",
-                field="worker",
-                limit="root",
-            )
         if self._host is None:
             info: dict[str, Any] = await self._calls.quick(docker.APIClient.info)
             if _remaps(info):
                 raise Infeasible(
-                    "the container engine remaps user ids (userns-remap): init could not enter its slot",
+                    "the container engine remaps user ids (userns-remap, or rootless): init could not enter its slot",
                     field="engine",
-                    limit="dockerd without userns-remap",
+                    limit="a dockerd of root's without userns-remap",
                 )
             self._host = (float(info["NCPU"]), int(info["MemTotal"]))
         return self._host
 
 
 def _remaps(info: dict[str, Any]) -> bool:
-    return any("name=userns" in option for option in info.get("SecurityOptions") or ())
+    return any("name=userns" in option or "name=rootless" in option for option in info.get("SecurityOptions") or ())
 
 
 def _update(client: docker.APIClient, container: str, limits: dict[str, int]) -> None:

@@ -44,6 +44,31 @@ RESOLV_CONF: Final = (
 
 
 @dataclass(frozen=True, slots=True)
+class Agent:
+    """Who the harness is: the owner of its files. As the image has it, or the uid of a worker that is not root."""
+
+    uid: int = 1000
+    gid: int = 1000
+
+    @property
+    def in_image(self) -> bool:
+        return self == Agent()
+
+    @property
+    def passwd(self) -> str:
+        """/etc/passwd for an agent the image does not know."""
+        return (
+            "root:x:0:0:root:/root:/usr/sbin/nologin\n"
+            f"agent:x:{self.uid}:{self.gid}::/state/home:/bin/bash\n"
+            "nobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n"
+        )
+
+    @property
+    def group(self) -> str:
+        return f"root:x:0:\nagent:x:{self.gid}:\nnogroup:x:65534:\n"
+
+
+@dataclass(frozen=True, slots=True)
 class Installation:
     """What is the same for all sandboxes of one installation. `seccomp`: a profile in Docker's JSON, "" = the engine's
     default. `labels`: extra ones (tests, so that they never touch a developer's)."""
@@ -100,7 +125,18 @@ def limits(resources: Resources) -> dict[str, int]:
     }
 
 
-def create_request(spec: SandboxSpec, sandbox_id: str, installation: Installation) -> dict[str, Any]:
+def laid_beside(agent: Agent) -> dict[str, tuple[str, str]]:
+    """Files of the slot that are bound read-only: name → (target, content). With the network disabled the engine
+    supplies neither of the first two."""
+    files = {"hosts": ("/etc/hosts", HOSTS), "resolv.conf": ("/etc/resolv.conf", RESOLV_CONF)}
+    if not agent.in_image:
+        files |= {"passwd": ("/etc/passwd", agent.passwd), "group": ("/etc/group", agent.group)}
+    return files
+
+
+def create_request(
+    spec: SandboxSpec, sandbox_id: str, installation: Installation, agent: Agent | None = None
+) -> dict[str, Any]:
     """The body of the engine's `POST /containers/create`."""
     security = ["no-new-privileges"]
     if installation.seccomp:
@@ -133,9 +169,10 @@ def create_request(spec: SandboxSpec, sandbox_id: str, installation: Installatio
             _bind(spec.slot / "ctl", "/run/carrel/ctl"),
             _bind(spec.slot / "spool", "/run/carrel/spool"),
             _bind(spec.slot / "vol", "/slot/vol"),
-            # With the network disabled the engine supplies neither.
-            _bind(spec.slot / "hosts", "/etc/hosts", read_only=True),
-            _bind(spec.slot / "resolv.conf", "/etc/resolv.conf", read_only=True),
+            *(
+                _bind(spec.slot / name, target, read_only=True)
+                for name, (target, _) in laid_beside(agent or Agent()).items()
+            ),
         ],
     }
     if spec.runtime:

@@ -76,6 +76,8 @@ def listening(folder: Path, name: str = READY_SOCKET) -> Iterator[socket.socket]
             with contextlib.suppress(FileNotFoundError):
                 Path(f"{short}/{name}").unlink()
             listener.bind(f"{short}/{name}")
+            if os.geteuid() != 0:
+                Path(f"{short}/{name}").chmod(0o666)  # init is root, but not one who passes over permissions
             listener.listen(4)
         yield listener
     finally:

@@ -76,6 +76,7 @@ class Arrival:
         self._execution = execution
         self._changed = changed
         self.sandbox_id = execution.sandbox_id
+        self.frozen = False  # as it was last seen from outside, whether init answers or not
         self.spool = DeadSpool(parts.workspaces.slot(execution.sandbox_id).spool)
 
     async def begin(self, placement: Placement, after: int) -> Arrived:
@@ -123,7 +124,10 @@ class Arrival:
                 raise SandboxGone(Cause.SANDBOX_LOST, "the sandbox is not there any more")
             if isinstance(status, Ended):
                 raise SandboxGone(Cause.INIT_LOST, f"the sandbox ended: {_words(status)}")
-            arrived = await self._try_to_connect(after, status)
+            if status.paused and not self.frozen:
+                self.frozen = True
+                self._changed.set()
+            arrived = None if status.deaf else await self._try_to_connect(after, status)
             if arrived is not None:
                 hello = arrived.link.hello
                 if hello.started or unstarted_too:

@@ -250,7 +250,7 @@ class Attempt:
             wants=self._wants,
             attempt=self.scribe.attempt,
             reachable=self._link is not None,
-            frozen=self._wishes.frozen,
+            frozen=self._wishes.frozen or (self._link is None and self._arrival.frozen),
             exited=self._relay.exit is not None,
             harness_started=self._started,
             deadline_passed=self._deadline_at is not None and now >= self._deadline_at,
@@ -384,8 +384,10 @@ class Attempt:
             case Pause() | Resume() | Resize():
                 await self._wishes.fulfil(step, self._link)
                 self._poked = True  # what is wished next is in the record
+                await (self._fell_asleep() if self._wishes.deaf else self._woke_up(step))
             case Thaw():
                 await self._wishes.thaw()
+                await self._woke_up(step)
             case Settle(want, why):
                 await self._wishes.settle(want, why)
                 self._poked = True
@@ -394,6 +396,18 @@ class Attempt:
                 signum = harness_of(self._execution.spec).interrupt
                 await self._line.signal(INTERRUPT_PREFIX + interrupt.id, signum, to="group")
                 self._interrupts.add(interrupt.id)
+
+    async def _fell_asleep(self) -> None:
+        """init is frozen with the rest: what it said before is told, and nothing more is sent for it to answer."""
+        while self._link is not None and self._link.waiting:
+            await self._hear()
+        await self._drop_link()
+
+    async def _woke_up(self, step: Step) -> None:
+        if isinstance(step, Resume | Thaw):
+            self._arrival.frozen = False
+            if self._link is None:
+                await self._drop_arriving()  # it may be in the middle of a wait
 
     @property
     def _line(self) -> OwnerLink:

@@ -136,9 +136,18 @@ def next_step(view: View) -> Step | None:
     pause = view.wants.pause
     if view.state is _S.PAUSED and pause is not None and not pause.paused:
         return Resume(pause.id)  # where init is frozen with the rest, it is reached only after that
-    if view.state is _S.STARTING or not view.reachable:
+    if view.state is _S.STARTING:
         return None
+    if not view.reachable:
+        return _asleep(view) if view.frozen else None
     return _living(view)
+
+
+def _asleep(view: View) -> Step | None:
+    """Nobody answers and it is frozen: perhaps init too (the engine's own pause). What needs no init can be done."""
+    if view.state is not _S.PAUSED:
+        return Thaw()
+    return Settle(view.wants.pause.id) if view.wants.pause is not None else None
 
 
 def _stopping(view: View) -> Step | None:

@@ -18,15 +18,16 @@ from orchestrator.execution import Execution, ResourcesWant
 from orchestrator.history import Change
 from orchestrator.lifecycle import Trigger
 from orchestrator.link import OwnerLink
-from orchestrator.sandbox import Fit
+from orchestrator.sandbox import Fit, Running
 
 
 class Wishes:
-    """Of one attempt. `frozen`: as far as known, everything but init stands still. `resources`: as they are now."""
+    """Of one attempt. `frozen`: as far as known, everything but init stands still; `deaf`: init too. `resources`: as they are now."""
 
     def __init__(self, parts: Parts, scribe: Scribe, execution: Execution) -> None:
         assert execution.sandbox_id is not None
         self.frozen = False
+        self.deaf = False
         self.resources = execution.resources
         self._driver = parts.driver
         self._scribe = scribe
@@ -46,7 +47,7 @@ class Wishes:
     async def thaw(self) -> None:
         """Let it run, whoever froze it. No receipt: nobody wished for this."""
         await self._driver.unpause(self._sandbox_id)
-        self.frozen = False
+        self.frozen = self.deaf = False
 
     async def settle(self, want: str, why: str) -> None:
         """The receipt of a wish that is fulfilled already (`why` empty), or will not be."""
@@ -62,9 +63,13 @@ class Wishes:
             await self.settle(want, refused.message)
 
     async def _pause(self, want: str, link: OwnerLink) -> None:
+        await link.quiesce()  # before it too: where init freezes with the rest, this is the last it can say
         await self._driver.pause(self._sandbox_id)
         self.frozen = True
-        await link.quiesce()
+        status = await self._driver.observe(self._sandbox_id)
+        self.deaf = isinstance(status, Running) and status.deaf
+        if not self.deaf:
+            await link.quiesce()
         await self._scribe.move(Trigger.PAUSE, Change(done_wants=(want,)))
 
     async def _resume(self, want: str) -> None:

@@ -88,6 +88,11 @@ class DirectoryStore:
             self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
             for folder in (slot.path, slot.path / "ctl", slot.path / "spool"):
                 folder.mkdir(mode=0o700, exist_ok=True)
+            if os.geteuid() != 0:
+                # init is root without the right to pass over permissions, and these are not root's. `root` is ours and
+                # 0700, and init shuts the way to them inside, so nobody else comes as far as these modes.
+                for folder in (slot.path / "ctl", slot.path / "spool"):
+                    folder.chmod(0o777)
             if _whole(slot.path / "vol"):
                 return
             earlier = self._volume(inherit) if inherit else None
@@ -106,6 +111,8 @@ class DirectoryStore:
         sign.write_text(slot.sandbox_id)
         sign.rename(earlier.parent / _MOVED)
         sync_folder(earlier.parent)
+        if os.geteuid() != 0:
+            earlier.chmod(0o755)  # the harness had our uid and may have taken our rights on it away
         try:
             earlier.rename(slot.path / "vol")
         except OSError:
@@ -129,7 +136,8 @@ class DirectoryStore:
 
     @staticmethod
     def _furnish(new: Path, seeds: Sequence[Seed]) -> None:
-        new.mkdir(mode=0o755)
+        new.mkdir()
+        new.chmod(0o755)  # whatever the umask: the harness, and init, must come through
         for name in ("workspace", "workspace/artifacts", "state", "state/home"):  # ARTIFACTS_DIR and HOME: they exist
             (new / name).mkdir(mode=0o755)
             _give(new / name)

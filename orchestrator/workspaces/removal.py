@@ -30,6 +30,7 @@ def remove_tree(tree: Path) -> bool:
     except FileNotFoundError:
         return True
     try:
+        _widen(root)
         for _ in range(_ROUNDS):
             left = _empty(root)
             with contextlib.suppress(OSError):
@@ -66,6 +67,29 @@ def _open_in(folder: int, name: str) -> int:
             os.close(there)
 
 
+def _open_wide(folder: int, name: str) -> int:
+    """To empty it."""
+    descriptor = _open_in(folder, name)
+    _widen(descriptor)
+    return descriptor
+
+
+def _widen(folder: int) -> None:
+    """An owner who is not root needs the right to write in it, which a read-only tree denies."""
+    if os.geteuid() != 0:
+        with contextlib.suppress(OSError):
+            os.fchmod(folder, 0o700)
+
+
+def _move_up(name: str, new: str, folder: int, root: int) -> None:
+    """A folder that changes its parent must be writable itself (its `..` changes)."""
+    try:
+        os.rename(name, new, src_dir_fd=folder, dst_dir_fd=root)
+    except PermissionError:
+        os.close(_open_wide(folder, name))
+        os.rename(name, new, src_dir_fd=folder, dst_dir_fd=root)
+
+
 def _empty(root: int) -> OSError | None:
     """One pass until nothing is left to move up; the last error."""
     failed: OSError | None = None
@@ -73,7 +97,7 @@ def _empty(root: int) -> OSError | None:
     while waiting:
         name = waiting.pop()
         try:
-            folder = _open_in(root, name) if name else os.dup(root)
+            folder = _open_wide(root, name) if name else os.dup(root)
         except FileNotFoundError:
             continue
         except OSError as error:
@@ -99,7 +123,7 @@ def _level(root: int, folder: int, waiting: list[str], *, own: bool) -> OSError 
                     name = entry.name
                     if not own:
                         name = f".{secrets.token_hex(8)}"
-                        os.rename(entry.name, name, src_dir_fd=folder, dst_dir_fd=root)
+                        _move_up(entry.name, name, folder, root)
                     waiting.append(name)
                 else:
                     os.unlink(entry.name, dir_fd=folder)

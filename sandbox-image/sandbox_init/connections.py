@@ -36,7 +36,6 @@ _READ_BYTES = 65_536
 _UNREAD_ANSWERS_BYTES = 4 << 20
 _BACKLOG_BYTES = 1 << 20  # of answers; above it an exec is held
 _SENDS_PER_TURN = 16
-_AGENT_UID = 1000
 _PEERCRED_BYTES = 12  # pid, uid, gid
 
 
@@ -202,13 +201,15 @@ class Hall:
         self.connections: list[Connection] = []
         self._pump: list[Connection] = []
         self._streamed = spool.end
-        self._allowed_uids = {0, os.stat(directory).st_uid} - {_AGENT_UID}
+        self._worker_uid = os.stat(directory).st_uid
         path = directory + "/init.sock"
         new = path + ".new"
         if _exists(new):
             os.unlink(new)
         self._listener = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
-        before = os.umask(0o177)  # the socket is 0600 from its first moment
+        # Its mode from its first moment. A worker that is not root must be able to write to root's socket; nobody else
+        # comes as far as that: outside, the slots are in a folder of the worker's, inside, /run/carrel is root's.
+        before = os.umask(0o111 if self._worker_uid else 0o177)
         try:
             self._listener.bind(new)
         finally:
@@ -247,10 +248,12 @@ class Hall:
         sock = _socket.socket(fileno=fd)
         sock.setblocking(False)
         credentials = sock.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, _PEERCRED_BYTES)
-        uid = int.from_bytes(credentials[4:8], "little")
+        pid, uid = (int.from_bytes(credentials[at : at + 4], "little") for at in (0, 4))
         connection = Connection(self, sock)
         self.connections.append(connection)
-        if uid not in self._allowed_uids:
+        # The harness may have the worker's uid. The kernel tells them apart: who is outside our pid namespace is pid 0
+        # here, which no process of the sandbox can be (unix(7), pid_namespaces(7)).
+        if uid and (uid != self._worker_uid or pid):
             connection.refuse(Refusal("not_allowed", f"uid {uid} may not speak to init", closing=True))
         elif len(self.connections) > CONNECTIONS:
             connection.refuse(Refusal("too_many_connections", f"the limit is {CONNECTIONS}", closing=True))

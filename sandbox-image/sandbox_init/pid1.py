@@ -1,7 +1,8 @@
 """PID 1: puts the rooms together, reaps, and ends. What `__main__` runs.
 
-The order at start matters: first the spawner is forked, while this process is small and owns nothing; then the spool;
-then the socket, last, because a connection means readiness.
+The order at start matters: first the way to `ctl` and `spool` is shut, so that their own modes do not matter to any
+uid but root's (a worker that is not root owns them, and the harness is its uid); then the spawner is forked, while
+this process is small and owns nothing; then the spool; then the socket, last, because a connection means readiness.
 
 Ending: SIGTERM and SIGINT (the engine stops the container) kill everything and leave no exit frame, so that the host
 can tell "init was ended" from "the harness ended". An unforeseen error ends PID 1 the same way: loudly, with no frame.
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from sandbox_init.frames import Frame, Value
 
+PRIVATE = "/run/carrel"
 CTL = "/run/carrel/ctl"
 SPOOL = "/run/carrel/spool"
 _ENDED_BY_SIGNAL = 128
@@ -43,6 +45,7 @@ _MEMORY_FILES = (
 def main() -> NoReturn:
     if os.getpid() != 1:
         sys.exit("init must be PID 1 of its own pid namespace: it kills and reaps everything it can see")
+    os.chmod(PRIVATE, 0o700)
     ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM)
     spawner_pid = os.fork()
     if spawner_pid == 0:

@@ -4,8 +4,11 @@ Init may not fork once the sandbox runs (its children would be born outside the 
 process before anything else; the host moves it into `work`, and all it starts is born there. Each request is one
 process: forked twice, so that PID 1 becomes its parent and sees how it ends, then stripped of every privilege.
 
-Knows nothing of harnesses, spools or connections. Runs as root because it must become uid 1000 again and again; it
-reads nothing but its socket to init, which nobody else can reach.
+Knows nothing of harnesses, spools or connections. Runs as root because it must become the harness's uid again and
+again; it reads nothing but its socket to init, which nobody else can reach.
+
+Which uid the harness has is said by the files it is given: the owner of the workspace. That is 1000 where a root worker
+handed them over; a worker that is not root cannot, so there it is the worker's own.
 """
 
 from __future__ import annotations
@@ -21,7 +24,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import NoReturn
 
-AGENT_UID = 1000
+WORKSPACE = "/slot/vol/workspace"
+AGENT_UID = 1000  # where there is no workspace yet
 AGENT_GID = 1000
 OOM_SCORE_ADJ = b"500"  # the kernel takes the harness, not init or the spawner; uid 1000 may lower it to 0, not below
 DEFAULT_PATH = b"/usr/local/bin:/usr/bin:/bin"
@@ -65,6 +69,17 @@ def seal() -> None:
             raise SealFailed(f"/proc/self/status does not say {line.decode().strip()!r}")
 
 
+def agent() -> tuple[int, int]:
+    """The harness's uid and gid. Raises SealFailed: it would be root; OSError: the workspace is out of init's reach."""
+    try:
+        found = os.stat(WORKSPACE)
+    except FileNotFoundError:
+        return AGENT_UID, AGENT_GID
+    if found.st_uid == 0:
+        raise SealFailed("the workspace belongs to root, and so would the harness")
+    return found.st_uid, found.st_gid or found.st_uid  # never root's group
+
+
 def run(control: _socket.socket) -> NoReturn:
     """The life of the spawner. `control` is blocking; when init is gone the kernel ends this process too."""
     for number in SIGNALS:
@@ -73,6 +88,7 @@ def run(control: _socket.socket) -> NoReturn:
     if control.recv(1) != b"s":  # init has its socket: until then the processor is its own
         os._exit(0)
     try:
+        who = agent()
         seal()
     except (SealFailed, OSError, ImportError) as problem:
         control.sendall(str(problem).encode()[:500])
@@ -80,7 +96,7 @@ def run(control: _socket.socket) -> NoReturn:
     control.sendall(b"\0")
     while True:
         request, fds = _receive(control)
-        control.sendall(_fork_twice(request, fds).to_bytes(4, "big"))
+        control.sendall(_fork_twice(request, fds, who).to_bytes(4, "big"))
         for fd in fds:
             os.close(fd)
 
@@ -98,7 +114,7 @@ def _receive(control: _socket.socket) -> tuple[Frame, list[int]]:
             return frame, fds
 
 
-def _fork_twice(request: Frame, fds: list[int]) -> int:
+def _fork_twice(request: Frame, fds: list[int], who: tuple[int, int]) -> int:
     """0, or the errno of the fork that failed."""
     try:
         child = os.fork()
@@ -110,14 +126,15 @@ def _fork_twice(request: Frame, fds: list[int]) -> int:
         except OSError as problem:
             os._exit((problem.errno or errno.EAGAIN) & 0xFF)
         if grandchild == 0:
-            _become(request, fds)
+            _become(request, fds, who)
         os._exit(0)
     status = os.waitpid(child, 0)[1]
     return os.waitstatus_to_exitcode(status) & 0xFF
 
 
-def _become(request: Frame, fds: list[int]) -> NoReturn:
-    """Say who we are, wait for leave, give up root, become the program. `fds`: stdin, stdout, stderr, link to init."""
+def _become(request: Frame, fds: list[int], who: tuple[int, int]) -> NoReturn:
+    """Say who we are, wait for leave, give up root, become the program. `fds`: stdin, stdout, stderr, link to init.
+    `who`: uid, gid."""
     link = _socket.socket(fileno=fds[3])
     try:
         os.setsid()
@@ -132,8 +149,9 @@ def _become(request: Frame, fds: list[int]) -> NoReturn:
         os.closerange(fds[3] + 1, _CLOSE_UP_TO)
         os.umask(0o022)
         os.setgroups([])
-        os.setresgid(AGENT_GID, AGENT_GID, AGENT_GID)
-        os.setresuid(AGENT_UID, AGENT_UID, AGENT_UID)
+        uid, gid = who
+        os.setresgid(gid, gid, gid)
+        os.setresuid(uid, uid, uid)
         fields = request.fields
         os.chdir(fields["cwd"])
         for number in SIGNALS:

@@ -28,6 +28,12 @@ MARK_EVERY_BYTES = 256 << 10
 _READ_BUFFER_BYTES = 256 << 10
 
 
+def _file_mode(directory: str) -> int:
+    """Root's alone; where the directory is another's, a worker that is not root must read what root wrote. The wall
+    is then the folder around it, on either side."""
+    return 0o644 if os.stat(directory).st_uid else 0o600
+
+
 class SpoolDamaged(Exception):
     """A frame in the middle is missing or cannot be read; `after_src` is the last good one before it."""
 
@@ -174,7 +180,7 @@ class Spool:
 
     def _next_segment(self) -> None:
         path = f"{self.directory}/{self.last_src + 1:020d}{SUFFIX}"
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, _file_mode(self.directory))
         if self._fd >= 0:
             os.close(self._fd)
             self._unsynced_paths.append(self.segments[-1].path)
@@ -360,7 +366,8 @@ def read_epoch(directory: str) -> int:
 
 def write_epoch(directory: str, epoch: int) -> None:
     """On disk when it returns; a crash leaves the old one or the new one, never half. Raises OSError."""
-    fd = os.open(directory + "/epoch.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+    fd = os.open(directory + "/epoch.new", flags, _file_mode(directory))
     try:
         os.write(fd, b"%d\n" % epoch)
         os.fsync(fd)

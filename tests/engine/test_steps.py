@@ -73,6 +73,18 @@ def test_pausing() -> None:
     assert step(S.STARTING, Wants(pause=PAUSE)) is None
 
 
+def test_frozen_with_init_so_that_nobody_answers() -> None:
+    """The engine's own pause: what an owner who comes later finds."""
+    deaf: dict[str, Any] = {"frozen": True, "reachable": False}
+    assert step(S.PAUSED, **deaf) is None
+    assert step(S.PAUSED, Wants(pause=RESUME), **deaf) == Resume("r")
+    assert step(S.PAUSED, Wants(pause=PAUSE), **deaf) == Settle("p")
+    assert step(S.PAUSED, Wants(cancel=CANCEL), **deaf) == StopForCancel()
+    assert step(S.RUNNING, Wants(pause=PAUSE), **deaf) == Thaw(), "its pipes are drained first"
+    assert step(S.RUNNING, **deaf) == Thaw()
+    assert step(S.STOPPING, **deaf) is None, "the way to it thaws it"
+
+
 def test_other_wishes() -> None:
     now, before = InterruptWant("i", 2), InterruptWant("old", 1)
     assert step(S.RUNNING, Wants(resources=MORE)) == Resize(MORE)
@@ -125,5 +137,7 @@ def test_no_step_is_impossible(view: View) -> None:
     taken = next_step(view)
     if type(taken) in TRIGGERS:
         advance(view.state, TRIGGERS[type(taken)])
-    if isinstance(taken, Terminate | Kill | Pause | Resize | Interrupt | Thaw):
+    if isinstance(taken, Terminate | Kill | Pause | Resize | Interrupt):
         assert view.reachable
+    if isinstance(taken, Thaw):
+        assert view.reachable or view.frozen
