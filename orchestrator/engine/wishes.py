@@ -22,7 +22,8 @@ from orchestrator.sandbox import Fit, Running
 
 
 class Wishes:
-    """Of one attempt. `frozen`: as far as known, everything but init stands still; `deaf`: init too. `resources`: as they are now."""
+    """Of one attempt. `frozen`: as far as known, everything but init stands still; `deaf`: init too.
+    `resources`: as they are now."""
 
     def __init__(self, parts: Parts, scribe: Scribe, execution: Execution) -> None:
         assert execution.sandbox_id is not None
