@@ -161,7 +161,7 @@ def _cgroup_writable(info: dict[str, Any]) -> str:
 
 
 def privileges(is_root: bool, cgroup: str) -> Check:
-    """Root with a v2 hierarchy has everything; less works with less (decision 14)."""
+    """Root with a v2 hierarchy has everything; less works with less (decision 16)."""
     if is_root and cgroup:
         return Check("rights", Verdict.OK, f"root; sandboxes get a work cgroup in {cgroup}")
     if is_root:
