@@ -114,7 +114,6 @@ def worker_of(parts: Installed) -> Worker:
                 host_lost_after_s=settings.host_lost_after_s,
                 drain_grace_s=settings.drain_grace_s,
                 retention_s=settings.retention_s,
-                look_s=settings.lease_s,
                 spool_limit_bytes=settings.spool_limit_bytes,
             ),
         )

@@ -121,7 +121,7 @@ class _Line:
             async with asyncio.timeout(GREET_LIMIT_S):
                 frames = await self.receive()
         except TimeoutError:
-            raise LinkLost(f"init did not answer a greeting in {GREET_LIMIT_S:g} s") from None
+            raise LinkLost(f"init did not answer a greeting in {GREET_LIMIT_S:g} s", silent=True) from None
         first = frames[0]
         self._early.extend(frames[1:])
         if first.verb != "hello":

@@ -75,6 +75,7 @@ class Arrival:
         self._lease = lease
         self._execution = execution
         self._changed = changed
+        self._answered = False  # the last time somebody took our call, were it to hang up
         self.sandbox_id = execution.sandbox_id
         self.frozen = False  # as it was last seen from outside, whether init answers or not
         self.spool = DeadSpool(parts.workspaces.slot(execution.sandbox_id).spool)
@@ -135,7 +136,7 @@ class Arrival:
                 await arrived.link.close()
                 raise SandboxGone(Cause.INIT_LOST, "the sandbox was made anew by somebody else: its spool is empty")
             now = self._parts.clock.monotonic()
-            if status.paused or deaf_since is None:
+            if status.paused or self._answered or deaf_since is None:
                 deaf_since = now
                 if status.paused and unstarted_too:  # it is to end: whoever froze init as well, it has to hear that
                     await self._thaw()
@@ -193,10 +194,13 @@ class Arrival:
     async def _try_to_connect(self, after: int, status: Running | None) -> Arrived | None:
         """A greeted line with the gate open; None when nobody answers just now."""
         driver = self._parts.driver
+        self._answered = False
         try:
             duplex = await driver.connect(self.sandbox_id)
+            self._answered = True
             link = await OwnerLink.open(duplex, epoch=self._lease.epoch, after=after, changed=self._changed)
         except LinkLost as lost:
+            self._answered = self._answered and not lost.data.get("silent")
             logger.info("init does not answer", extra={"why": str(lost)})
             return None
         except EngineUnavailable as away:
@@ -205,6 +209,7 @@ class Arrival:
         except LinkRefused as refused:
             if another_owns(refused, self._lease.epoch):
                 raise Fenced(f"init has a later owner: {refused}", epoch=0) from None
+            # Another protocol, or no room for one more line: not deaf, so not lost; a worker it understands may come.
             logger.warning("init refuses us", extra={"why": str(refused)})
             return None
         try:

@@ -30,7 +30,7 @@ class WorkerSettings:
     drain_grace_s: float = 10.0
     retention_s: float = 0.0  # 0: finished executions are kept
     init_lost_after_s: float = 60.0  # a sandbox that runs but whose init cannot be reached counts as lost after that
-    look_s: float = 15.0  # how often a quiet execution is looked at, in case a bell or a hint was lost
+    look_s: float = 30.0  # how often a quiet execution is looked at, in case a bell or a hint was lost
     spool_limit_bytes: int = 64 << 20
     task_file: Path = Path("/run/task")
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 import pytest
 
 from orchestrator import events
-from orchestrator.errors import EngineUnavailable, Fenced, LinkLost, LinkRefused
+from orchestrator.errors import EngineUnavailable, Fenced, LinkError, LinkLost, LinkRefused
 from orchestrator.events import Entry
 from orchestrator.execution import Execution, OutcomeKind, PauseWant, Reason, RetryPolicy
 from orchestrator.history import Lease
@@ -76,9 +77,10 @@ async def cut(here: Stage, asked: Execution) -> None:
     """Break the owner's line to init: init closes it when the same epoch comes again."""
     record = await here.parts.executions.get(asked.id)
     assert record.sandbox_id is not None
-    duplex = await here.parts.driver.connect(record.sandbox_id)
-    link = await OwnerLink.open(duplex, epoch=record.epoch, after=record.src, changed=asyncio.Event())
-    await link.close()
+    with contextlib.suppress(LinkError):  # the owner may be back before our greeting was answered
+        duplex = await here.parts.driver.connect(record.sandbox_id)
+        link = await OwnerLink.open(duplex, epoch=record.epoch, after=record.src, changed=asyncio.Event())
+        await link.close()
 
 
 async def test_an_owner_from_before_cannot_come_back(here: Stage) -> None:
@@ -222,3 +224,25 @@ async def test_queued_and_claimed_but_never_placed(here: Stage) -> None:
     record = await here.ended(asked)
     assert stdout(await here.history(asked)) == b"1\n"
     assert (record.attempt, record.epoch) == (1, 2)
+
+
+async def test_an_init_that_refuses_is_not_lost(here: Stage) -> None:
+    """All its lines are taken: it answers, so it lives, however long that goes on."""
+    first = here.work(lease_s=1.0)
+    asked = await here.bash("echo up; read line; echo $line")
+    record = await here.saw_record(asked, printed("up"))
+    assert record.sandbox_id is not None
+    await here.stop(first)
+    lines = [await here.parts.driver.connect(record.sandbox_id) for _ in range(128)]
+    here.work(init_lost_after_s=0.05)
+    await here.until(asked, lambda record: record.epoch == 2)
+    refused = await here.parts.driver.connect(record.sandbox_id)
+    assert b"too_many_connections" in await refused.reader.read(4096)
+    await refused.close()
+    await asyncio.sleep(0.5)  # ten times what a deaf one is given
+    assert (await here.parts.executions.get(asked.id)).state is S.RUNNING
+    for line in lines:
+        await line.close()
+    await here.send(asked, "m", "here again")
+    await here.ended(asked)
+    assert stdout(await here.history(asked)) == b"up\nhere again\n"
