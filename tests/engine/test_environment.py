@@ -36,7 +36,6 @@ def test_the_whole_environment() -> None:
         "USER": "agent",
         "LANG": "C.UTF-8",
         "TERM": "dumb",
-        "PWD": "/workspace",
         "A": "b",
         "GATEWAY_INTERFACE": "CARREL/1",
         "EXECUTION_ID": "exe_x",
