@@ -66,6 +66,7 @@ def own_store(short_dir: Path) -> Iterator[redis.Redis]:
         ({"SecurityOptions": None}, "seccomp", WARN),
         ({"LiveRestoreEnabled": False}, "live-restore", WARN),
         ({"SecurityOptions": ["name=seccomp", "name=userns"]}, "userns", MISSING),
+        ({"SecurityOptions": ["name=seccomp", "name=rootless"]}, "userns", MISSING),
     ],
 )
 def test_engine_facts(change: dict[str, object], name: str, verdict: Verdict) -> None:

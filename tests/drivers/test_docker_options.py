@@ -9,7 +9,14 @@ from typing import Any
 
 import pytest
 
-from orchestrator.drivers.docker_options import Installation, check_resources, create_request, limits, spec_digest
+from orchestrator.drivers.docker_options import (
+    Agent,
+    Installation,
+    check_resources,
+    create_request,
+    limits,
+    spec_digest,
+)
 from orchestrator.errors import Infeasible
 from orchestrator.execution import GIB, MIB, Resources
 from orchestrator.sandbox import SandboxSpec
@@ -119,3 +126,13 @@ def test_what_cannot_be_given_is_named(field: str, value: float) -> None:
         check_resources(asked, host_cpus=4, host_memory_bytes=8 * GIB)
     assert caught.value.data["field"] == field and caught.value.data["limit"]
     check_resources(Resources(), host_cpus=4, host_memory_bytes=8 * GIB)
+
+
+def test_an_agent_the_image_does_not_know_has_a_name() -> None:
+    made = create_request(SPEC, "sbx_01abcdefgh", Installation("inst"), Agent(4711, 100))
+    read_only = {mount["Target"]: mount["Source"] for mount in made["HostConfig"]["Mounts"] if mount["ReadOnly"]}
+    assert read_only["/etc/passwd"] == str(SPEC.slot / "passwd") and read_only["/etc/group"] == str(SPEC.slot / "group")
+    assert "agent:x:4711:100::/state/home:/bin/bash\n" in Agent(4711, 100).passwd
+    assert "agent:x:100:\n" in Agent(4711, 100).group
+    for field in ("User", "Labels", "Env"):
+        assert made[field] == request()[field]

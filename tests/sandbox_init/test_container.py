@@ -11,7 +11,7 @@ import pytest
 
 from sandbox_init.frames import Frame, encode
 from tests.sandbox_init.boxes import Box, Closed, joined, make_slot, remove_slot, start, wait_for
-from tests.sandbox_init.containers import LABEL, Make, agent
+from tests.sandbox_init.containers import LABEL, ContainerBox, Make, agent, create
 
 pytestmark = [pytest.mark.root, pytest.mark.docker]
 
@@ -128,6 +128,34 @@ def test_a_container_without_setpcap_starts_nothing(make_box: Make) -> None:
         start(owner, "echo never", cwd="/workspace")
         refused = owner.answer("refused")
     assert refused.fields["code"] == "no_spawner" and "SETPCAP" in refused.fields["why"]
+
+
+def test_a_workspace_of_root_s_starts_nothing(engine: docker.DockerClient, image: str) -> None:
+    """The harness is whoever owns it: root would be root."""
+    slot = make_slot()
+    os.chown(slot / "vol" / "workspace", 0, 0)
+    box = ContainerBox(slot, create(engine, image, slot))
+    try:
+        wait_for((slot / "ctl" / "init.sock").exists, "init listens")
+        with box.owner(after=0) as owner:
+            wait_for(lambda: _no_spawner(box), "it gave up")
+            start(owner, "echo never", cwd="/workspace")
+            refused = owner.answer("refused")
+        assert refused.fields["code"] == "no_spawner" and "root" in refused.fields["why"]
+    finally:
+        box.container.remove(force=True)
+        remove_slot(slot)
+
+
+def test_the_way_to_ctl_and_spool_is_shut_whatever_their_own_modes(make_box: Make) -> None:
+    box = make_box()
+    for name in ("ctl", "spool"):
+        (box.slot / name).chmod(0o777)
+    (box.slot / "ctl" / "init.sock").chmod(0o777)
+    for name, argv in ATTACKS.items():
+        if name.startswith("17") or "spool" in name:
+            code, output = agent(box, *argv)
+            assert code != 0, (name, output)
 
 
 def _no_spawner(box: Box) -> bool:
