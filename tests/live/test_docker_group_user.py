@@ -23,7 +23,8 @@ from orchestrator.client import Client, Execution
 from orchestrator.errors import Conflict
 from tests.place import ROOT, Place, until
 
-pytestmark = [pytest.mark.docker, pytest.mark.root]
+# One group: a server per user, not per user and test process.
+pytestmark = [pytest.mark.docker, pytest.mark.root, pytest.mark.xdist_group("docker-group-user")]
 
 _SOCKET = Path((os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock").removeprefix("unix://"))
 # The checkout and the interpreter, which may be in root's home, where this user can read them: bound there, in a mount
@@ -110,10 +111,7 @@ class UserPlace(Place):
             client.close()
 
 
-_UIDS = [pytest.param(uid, marks=pytest.mark.xdist_group(f"docker-user-{uid}")) for uid in (1000, 4711)]
-
-
-@pytest.fixture(scope="module", params=_UIDS)
+@pytest.fixture(scope="module", params=[1000, 4711])
 def user(request: pytest.FixtureRequest, sandbox_image: str) -> Iterator[UserPlace]:
     uid: int = request.param
     folder = Path(tempfile.mkdtemp(prefix="crl-", dir="/tmp"))
