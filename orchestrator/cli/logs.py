@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from orchestrator.cli import output, reaching, units
+from orchestrator.cli.usage import UsageError
 from orchestrator.events import OUTPUT, Event
 
 if TYPE_CHECKING:
@@ -32,9 +33,13 @@ def logs(
     stream: Annotated[
         Literal["stdout", "stderr"] | None, typer.Option("--stream", help="Only this one of stdout and stderr.")
     ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Each piece as an event, one JSON object a line.")] = False,
 ) -> None:
     """Print what it wrote, byte for byte: its stdout on stdout, its stderr on stderr."""
+    if as_json and lines is not None:
+        raise UsageError("-n counts lines, --json prints events: `carrel events --type output -n N --json`")
     start = units.moment(since) if since else None
+    show = _as_json if as_json else _as_it_was
     streams = frozenset({stream}) if stream else BOTH
     outage = reaching.Outage()
     with reaching.client(ctx, on_retry=outage.retry) as client:
@@ -47,24 +52,40 @@ def logs(
             if ended or not follow:
                 return
         elif not follow:
-            _print_what_is_there(found, streams, start)
+            _print_what_is_there(found, streams, start, show)
             return
         for batch in found.batches(after=after):
             outage.over()
-            for descriptor, data in output.pieces(_since(batch.events, start), streams):
-                output.write_all(descriptor, data)
+            show(_since(batch.events, start), streams)
+
+
+def _as_it_was(events: Iterable[Event], streams: frozenset[str]) -> None:
+    for descriptor, data in output.pieces(events, streams):
+        output.write_all(descriptor, data)
+
+
+def _as_json(events: Iterable[Event], streams: frozenset[str]) -> None:
+    from orchestrator.client.nouns import event_as_json
+
+    for event in events:
+        if event.type == OUTPUT and event.data.get("stream") in streams:
+            output.write_all(1, event_as_json(event) + b"\n")
 
 
 def _since(events: Iterable[Event], start: datetime | None) -> Iterable[Event]:
     return events if start is None else (event for event in events if event.time >= start)
 
 
-def _print_what_is_there(found: Execution, streams: frozenset[str], start: datetime | None) -> None:
+def _print_what_is_there(
+    found: Execution,
+    streams: frozenset[str],
+    start: datetime | None,
+    show: Callable[[Iterable[Event], frozenset[str]], None],
+) -> None:
     after = ""
     while True:
         page = found.history(after=after)
-        for descriptor, data in output.pieces(_since(page.events, start), streams):
-            output.write_all(descriptor, data)
+        show(_since(page.events, start), streams)
         if page.closed or page.up_to_date or not page.events:
             return
         after = page.next

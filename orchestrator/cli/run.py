@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -41,6 +41,10 @@ def run(
         bool,
         typer.Option("-i", "--interactive", help="Each line of stdin becomes a message; its end is not passed on."),
     ] = False,
+    stdin: Annotated[
+        Literal["none", "text", "jsonl"] | None,
+        typer.Option("--stdin", help="What it reads: nothing (its stdin is empty), lines, or JSON lines."),
+    ] = None,
     env: Annotated[list[str] | None, typer.Option("-e", "--env", metavar="K=V", help="Set a variable.")] = None,
     env_file: Annotated[list[Path] | None, typer.Option("--env-file", help="Read variables from a file.")] = None,
     harness: Annotated[str | None, typer.Option("--harness", help="Which program does the task.")] = None,
@@ -74,6 +78,8 @@ def run(
     task = _task(words or [], file, command, harness, interactive)
     if detach and (download or remove or interactive):
         raise UsageError("-d goes without -i, --download and --rm: nobody is there to do it")
+    if interactive and stdin == "none":
+        raise UsageError("-i sends messages to a stdin that --stdin none leaves empty")
     variables: dict[str, str] = {}
     for path in env_file or []:
         variables |= units.env_file(path)
@@ -83,6 +89,7 @@ def run(
         "command": list(command) if command else None,
         "harness": harness,
         "image": image,
+        "stdin": stdin,
         "env": variables,
         "name": name,
         "labels": units.pairs(label or [], "-l"),

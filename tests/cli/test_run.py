@@ -302,3 +302,8 @@ def test_ctrl_c_before_it_begins_cancels(own_place: Place) -> None:
     run.press()
     assert run.code() == 130
     assert own_place.record("second")["outcome"]["kind"] == "CANCELLED"
+
+
+def test_a_program_that_reads_to_the_end_can_be_given_no_stdin(place: Place) -> None:
+    assert place.ok("run", "--stdin", "none", "--", "sh", "-c", "cat; echo over") == "over\n"
+    assert place.carrel("run", "-i", "--stdin", "none", "--", "cat").returncode == 2

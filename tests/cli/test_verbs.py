@@ -38,6 +38,9 @@ def test_logs_last_lines_streams_and_since(place: Place) -> None:
     assert place.ok("logs", "-f", "-n", "1", "--stream", "stdout", "logs") == "out 3\n"
     assert place.ok("logs", "--since", "1h", "--stream", "stdout", "logs") == "out 1\nout 2\nout 3\n"
     assert place.ok("logs", "--since", "2100-01-01T00:00:00Z", "logs") == ""
+    said = [json.loads(line) for line in place.ok("logs", "--json", "--stream", "stderr", "logs").splitlines()]
+    assert "".join(event["data"]["data"] for event in said) == "err 1\nerr 2\nerr 3\n"
+    assert place.carrel("logs", "--json", "-n", "1", "logs").returncode == 2
 
 
 def test_logs_follow_from_now(place: Place) -> None:
