@@ -1,4 +1,4 @@
-"""`make uninstall` takes from the data directory what is ours, by name. Run in a copy, on a machine without an engine."""
+"""`make uninstall` takes from the data directory what is ours, by name. Run in a copy, where no engine is in reach."""
 
 from __future__ import annotations
 
