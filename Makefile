@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help run demo check test test-all conformance test-faults test-security soak bench image lock node clean uninstall
+.PHONY: help run demo check test test-all conformance test-faults test-security soak fuzz profile bench image lock node clean uninstall
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -35,8 +35,14 @@ test-security:  ## the attacks on a sandbox and on what it leaves
 soak:  ## test-faults again and again, new seeds (MINUTES=10)
 	@.ci/soak
 
+fuzz:  ## the properties and the API's any-input test with INPUTS=2000 inputs each
+	@INPUTS=$(or $(INPUTS),2000) .ci/test -o timeout=0 $$(grep -rlE '^@given' tests)
+
+profile:  ## one bench (ONLY=events) on a server under cProfile; build/serve.pstats, and where the time went
+	@.ci/setup python engine image && CARREL_IMAGE=$$(cat build/image) ONLY=$(or $(ONLY),events) PROFILE=build/serve.pstats PYTHONPATH=.:sandbox-image:agent-harness build/venv/bin/python -m tests.bench
+
 bench:  ## figures beside a bare Docker or Redis of the same run (ONLY=name,…); build/bench.json
-	@.ci/setup python engine image && PYTHONPATH=.:sandbox-image:agent-harness build/venv/bin/python -m tests.bench
+	@.ci/setup python engine image && CARREL_IMAGE=$$(cat build/image) PYTHONPATH=.:sandbox-image:agent-harness build/venv/bin/python -m tests.bench
 
 image:  ## the sandbox image, on Debian (BASE=image: on that one)
 	@.ci/setup python engine image

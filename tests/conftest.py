@@ -10,10 +10,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from orchestrator.stores import embedded
+from tests.inputs import how_many
 from tests.place import Place
 from tests.sandboxes import build_image
+
+settings.register_profile("carrel", max_examples=how_many(100))
+settings.load_profile("carrel")
 
 
 @pytest.fixture

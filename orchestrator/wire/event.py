@@ -17,6 +17,7 @@ from pydantic import Field
 from orchestrator.events import OUTPUT, Event, Source
 from orchestrator.wire.shape import AnswerModel, Moment, rfc3339
 
+_encoder: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 _quote: Final = json.encoder.encode_basestring  # JSON string, non-ASCII as it is
 
 
@@ -63,7 +64,7 @@ def encode(event: Event) -> bytes:
 
 def _json(data: Mapping[str, Any]) -> bytes:
     try:
-        return json.dumps(dict(data), ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+        return _encoder.encode(dict(data)).encode()
     except UnicodeEncodeError:
         # A harness may print "\ud800" in its JSON: legal escape, no UTF-8. Escaped again it stays what it was.
         return json.dumps(dict(data), separators=(",", ":")).encode()

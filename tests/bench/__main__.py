@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import pstats
 import sys
 from pathlib import Path
 
@@ -39,6 +40,8 @@ async def main() -> int:
     write_json(figures, target)
     print(table(figures))
     print(f"raw figures: {target}")
+    if profile := os.environ.get("PROFILE"):
+        pstats.Stats(profile).sort_stats("tottime").print_stats(30)
     return 0
 
 

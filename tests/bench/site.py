@@ -65,6 +65,12 @@ async def _ready(process: subprocess.Popen[bytes], url: str, token_file: Path) -
     raise SystemExit(f"carrel serve was not ready after {READY_LIMIT_S:.0f} s")
 
 
+def _profiled() -> list[str]:
+    """`make profile` names a file: the server runs under cProfile and writes it at its end."""
+    target = os.environ.get("PROFILE")
+    return ["-m", "cProfile", "-o", str(Path(target).absolute())] if target else []
+
+
 @contextlib.asynccontextmanager
 async def site(image: str, *, quiet: bool = True) -> AsyncIterator[Site]:
     """Start it, wait until it is ready, end it, remove what is left of it."""
@@ -83,7 +89,7 @@ async def site(image: str, *, quiet: bool = True) -> AsyncIterator[Site]:
         "CARREL_LOG_LEVEL": "warning",
     }
     process = subprocess.Popen(
-        [sys.executable, "-m", "orchestrator", "serve"],
+        [sys.executable, *_profiled(), "-m", "orchestrator", "serve"],
         env=environment,
         stdout=subprocess.DEVNULL if quiet else None,
         stderr=subprocess.DEVNULL if quiet else None,

@@ -13,6 +13,7 @@ from orchestrator.client import AsyncClient, Client, Patience
 from orchestrator.errors import BadInput, Gone, NotFound, Unauthorized, Unavailable
 from orchestrator.events import Cursor
 from tests.client.peer import Answer, Asked, event, history_after, peer, sse_of
+from tests.inputs import how_many
 
 EAGER = Patience(limit_s=20, first_s=0.001, most_s=0.002)
 STREAM = {"content-type": "text/event-stream"}
@@ -23,7 +24,7 @@ def client_of(url: str, watching: Patience = EAGER) -> AsyncClient:
     return AsyncClient(url, "token", patience=EAGER, watching=watching)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=how_many(60), deadline=None)
 @given(seed=st.integers(0, 2**32), total=st.integers(1, 40), cuts=st.integers(0, 25))
 def test_cut_at_any_byte_no_gap_and_no_repeat(seed: int, total: int, cuts: int) -> None:
     asyncio.run(_cut_at_any_byte(seed, total, cuts))

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from orchestrator.server.openapi import text
 from orchestrator.stores.redis import prepare
+from tests.inputs import how_many
 from tests.server.conftest import Api
 
 DOCUMENT = json.loads(text())
@@ -85,7 +86,7 @@ def requests(draw: st.DrawFn) -> tuple[str, str, dict[str, Any], dict[str, str],
 
 
 @settings(
-    max_examples=400,
+    max_examples=how_many(400),
     deadline=None,
     # One api for all examples is what is wanted here: what one leaves behind, the next one meets.
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],

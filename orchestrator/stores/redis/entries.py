@@ -52,7 +52,7 @@ def decode(seq: int, fields: Sequence[bytes]) -> Event:
         datetime.fromtimestamp(int(time_ms) / 1000, UTC),
         int(attempt),
         source,
-        json.loads(data) if common is None else common.copy(),
+        json.loads(data.decode()) if common is None else common.copy(),
         fields[3] if flag in b"PH" else None,
     )
 

