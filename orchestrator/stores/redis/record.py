@@ -31,7 +31,6 @@ from orchestrator.execution import (
 )
 from orchestrator.lifecycle import ExecutionState
 
-
 # Built once: json.dumps with options makes an encoder for each call, a tenth of what an event costs.
 _encoder: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
