@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Final
 
 from orchestrator.engine.crash_point import crash_point
@@ -24,9 +25,10 @@ from orchestrator.errors import (
     Infeasible,
     LinkLost,
     LinkRefused,
+    NotFound,
     Unavailable,
 )
-from orchestrator.execution import Execution
+from orchestrator.execution import Execution, FileRef
 from orchestrator.history import Lease
 from orchestrator.link import DeadSpool, OwnerLink, another_owns
 from orchestrator.retry import Cause
@@ -166,10 +168,7 @@ class Arrival:
     async def _make(self, placement: Placement) -> None:
         """Slot and sandbox. While the engine does not answer: again and again."""
         parts, spec, settings = self._parts, self._execution.spec, self._parts.settings
-        for file in spec.files:
-            if await parts.blobs.has(file.sha256) is None:
-                raise BadInput(f"the content of {file.path} is not here any more", field="files", remedy="upload again")
-        seeds = [Seed(file.path, parts.blobs.path(file.sha256), file.mode) for file in spec.files]
+        seeds = [Seed(file.path, self._content(file), file.mode) for file in spec.files]
         wait_s = _FIRST_WAIT_S
         while True:
             try:
@@ -190,6 +189,21 @@ class Arrival:
                 logger.warning("the engine does not answer; waiting", extra={"why": str(away), "again_in_s": wait_s})
             await asyncio.sleep(wait_s)
             wait_s = min(wait_s * 2, _LAST_WAIT_S)
+
+    def _content(self, file: FileRef) -> Path:
+        """Raises BadInput, whose message has the remedy: an outcome keeps nothing else of an error."""
+        try:
+            return self._parts.blobs.path(file.sha256)
+        except NotFound as gone:
+            remedy = (
+                "upload it again; where api and workers have different data directories, let them share its `blobs/`"
+            )
+            raise BadInput(
+                f"the content of {file.path} is not on host {self._parts.settings.host} (no blob {file.sha256}):"
+                f" {remedy}",
+                field="files",
+                remedy=remedy,
+            ) from gone
 
     async def _try_to_connect(self, after: int, status: Running | None) -> Arrived | None:
         """A greeted line with the gate open; None when nobody answers just now."""

@@ -65,6 +65,7 @@ class LocalReach:
             raise Unavailable(
                 f"{execution.id} is on host {execution.host}, this is {self._host}",
                 host=execution.host,
+                remedy="ask an api on that host: until there is a shared archive, an api reaches its own host's only",
                 retry_after_s=5,
             )
 

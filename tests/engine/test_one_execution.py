@@ -257,6 +257,8 @@ async def test_a_file_whose_content_is_not_there(here: Stage) -> None:
     missing = FileRef("a", hashlib.sha256(b"nowhere").hexdigest(), 7)
     record = await here.ended(await here.bash("cat a", files=(missing,)))
     assert ended_as(record)[:2] == (OutcomeKind.FAILED, Reason.BAD_CONFIGURATION)
+    assert record.outcome is not None
+    assert missing.sha256 in record.outcome.message and "share its `blobs/`" in record.outcome.message
 
 
 async def test_files_are_there_before_it_begins(here: Stage) -> None:

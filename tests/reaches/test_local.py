@@ -73,6 +73,7 @@ async def test_another_host_is_unavailable_not_absent(bench: ScriptedBench) -> N
         with pytest.raises(Unavailable) as caught:
             await asked(execution(sandbox_id))
         assert caught.value.data["host"] == "h1"
+        assert "an api on that host" in caught.value.data["remedy"]
     await reach.forget(execution(sandbox_id))
     assert await bench.store.holds(sandbox_id), "another host's sweeper removes it"
 
