@@ -31,11 +31,13 @@ from orchestrator.stores import embedded
 from orchestrator.stores.redis import schema
 from orchestrator.stores.redis.connection import Server
 from orchestrator.stores.redis.keys import Keys
+from orchestrator.stores.redis.record import pairs
 
 ENGINE_ANSWER_LIMIT_S: Final = 5
 STORE_ANSWER_LIMIT_S: Final = 2.0
 LEAST_FREE_BYTES: Final = 2 * GIB
 CLOCK_LIMIT_S: Final = 5.0
+HOST_SILENT_MS: Final = 60_000  # workers beat every few seconds
 # A sandbox's socket below the data directory: slots/sbx_<26>/ctl/init.sock (the longest path a unix socket gets there).
 SOCKET_BELOW_BYTES: Final = len("/slots/sbx_") + 26 + len("/ctl/init.sock")
 
@@ -238,6 +240,7 @@ def store(settings: Settings) -> Iterator[Check]:
         remedy = "`carrel serve` prepares it at its start; one of a newer release needs that release"
         yield Check("schema", Verdict.WARN, found.wrong["schema"], remedy)
     yield clock(found.time_s, time.time())
+    yield from hosts(settings.host_name, found.seen_ms)
     yield orphans(settings, url)
 
 
@@ -264,6 +267,7 @@ class _Store:
     product: str
     wrong: Mapping[str, str]  # as `schema.ready` has it
     time_s: float
+    seen_ms: Mapping[str, int]  # each host's last heartbeat by the store's logical clock
 
 
 async def _ask(url: str, installation: str) -> _Store:
@@ -275,9 +279,22 @@ async def _ask(url: str, installation: str) -> _Store:
         seconds, microseconds = map(int, await server.ask("TIME"))
         wrong = await schema.ready(server, Keys(installation))
         product = ours or f"Redis {facts.get('redis_version', 'of unknown version')}"
-        return _Store(product, wrong, seconds + microseconds / 1e6)
+        # Read as it lies there: the store's own way of asking moves its clock, and this must change nothing.
+        beats = pairs(await server.ask("HGETALL", Keys(installation).hosts))
+        seen_ms = {host: int(json.loads(told)["seen"]) for host, told in beats.items()}
+        return _Store(product, wrong, seconds + microseconds / 1e6, seen_ms)
     finally:
         await server.aclose()
+
+
+def hosts(ours: str, seen_ms: Mapping[str, int]) -> Iterator[Check]:
+    """Others that live: heard of within a minute of the last one heard of at all."""
+    newest_ms = max(seen_ms.values(), default=0)
+    others = sorted(host for host, seen in seen_ms.items() if host != ours and newest_ms - seen < HOST_SILENT_MS)
+    if others:
+        seen = f"{', '.join(others[:5])}, besides {ours}: files, exec and uploads reach only the api's own host"
+        remedy = "ask the api of an execution's host for these, until there is a shared archive"
+        yield Check("hosts", Verdict.WARN, seen, remedy)
 
 
 def durability(wrong: str) -> Check:

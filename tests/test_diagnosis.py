@@ -185,6 +185,26 @@ def test_no_store_there(short_dir: Path) -> None:
     assert verdicts(list(found)) == {"store": MISSING}
 
 
+def test_another_living_host_is_said_and_a_silent_one_is_not() -> None:
+    assert list(diagnosis.hosts("vm", {})) == list(diagnosis.hosts("vm", {"vm": 5})) == []
+    assert list(diagnosis.hosts("vm", {"vm": 100_000, "old": 1})) == []
+    found = list(diagnosis.hosts("vm", {"vm": 100_000, "hosta": 99_000}))
+    assert verdicts(found) == {"hosts": WARN} and "hosta" in found[0].seen
+
+
+def test_a_heartbeat_in_the_store_is_found(own_store: redis.Redis, short_dir: Path) -> None:
+    async def beat() -> None:
+        server = Server(embedded.redis_url(short_dir))
+        try:
+            await RedisExecutions(server, Keys(settings(short_dir).installation)).heartbeat("elsewhere", "w", {})
+        finally:
+            await server.aclose()
+
+    asyncio.run(beat())
+    found = [check for check in diagnosis.store(settings(short_dir)) if check.name == "hosts"]
+    assert verdicts(found) == {"hosts": WARN} and "elsewhere" in found[0].seen
+
+
 def test_clock() -> None:
     assert diagnosis.clock(1000.5, 1001.0).verdict is OK
     assert diagnosis.clock(1000.0, 4600.0).verdict is WARN
