@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from orchestrator.client import Client, Execution
 
 READ_BYTES = 256 * 1024
+NAMES = gathering.Names(source="SRC", place="DST")
 
 
 def cp(
@@ -80,7 +81,7 @@ def _upload(client: Client, found: Execution, source: str, target: str) -> int:
     into = not place or target.endswith("/") or _is_directory(found, place)
     if into and not (Path(source).is_dir() and source.rstrip("/").endswith("/.")):
         place = str(PurePosixPath(place) / name)
-    gathered = gathering.gather([f"{source}:{place}"], say=console.note)
+    gathered = gathering.gather([f"{source}:{place}"], say=console.note, names=NAMES)
     for local, path in gathered:
         executable = os.access(local, os.X_OK)
         found.files.write(path, local, mode=0o755 if executable else 0o644)

@@ -56,7 +56,8 @@ def complaint(record: Record) -> tuple[str, str]:
     outcome = record.outcome
     if outcome is None or outcome.kind is OutcomeKind.SUCCEEDED:
         return "", ""
-    if outcome.reason in (SELF_EVIDENT - {Reason.DEADLINE}) or outcome.reason is Reason.BAD_CONFIGURATION:
+    by_harness = outcome.reason is Reason.BAD_CONFIGURATION and outcome.exit_code is not None  # it has said why itself
+    if outcome.reason in (SELF_EVIDENT - {Reason.DEADLINE}) or by_harness:
         return "", ""
     said = f"{record.id} ended {outcome.kind} ({outcome.reason})"
     if outcome.message:

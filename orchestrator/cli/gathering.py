@@ -11,7 +11,7 @@ import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from orchestrator.client.nouns import FILE_COUNT, FILES_BYTES
 from orchestrator.errors import BadInput
@@ -23,44 +23,63 @@ AT_ONCE = 8
 SHOWN = 3
 
 
-def gather(wishes: Sequence[str], *, say: Callable[[str], None] | None) -> list[tuple[Path, str]]:
-    """(local file, path in the workspace) of every `SRC[:DST]`. Raises BadInput(field="--upload")."""
+class Names(NamedTuple):
+    """What the verb calls a local path and its place in the workspace: an error names what the person gave."""
+
+    source: str = "--upload"
+    place: str = "--upload"
+
+
+UPLOAD = Names()
+
+
+def gather(
+    wishes: Sequence[str], *, say: Callable[[str], None] | None, names: Names = UPLOAD
+) -> list[tuple[Path, str]]:
+    """(local file, path in the workspace) of every `SRC[:DST]`. Raises BadInput whose field is one of `names`."""
     found: dict[str, Path] = {}
     left_out: list[str] = []
     for wish in wishes:
-        for source, path in _walk(wish, left_out):
+        for source, path in _walk(wish, left_out, names):
             if path in found and found[path] != source:
-                raise _bad(f"{found[path]} and {source} would both become /workspace/{path}", "give one another DST")
+                raise _bad(
+                    names.place,
+                    f"{found[path]} and {source} would both become /workspace/{path}",
+                    "give one another DST",
+                )
             found[path] = source
             if len(found) > FILE_COUNT:
-                raise _bad(f"{wish}: more than {FILE_COUNT} files", "pack them: tar -cf x.tar …, --upload x.tar")
+                raise _bad(
+                    names.source, f"{wish}: more than {FILE_COUNT} files", "pack them: tar -cf x.tar …, and send x.tar"
+                )
     if left_out and say:
         more = f" and {len(left_out) - SHOWN} more" if len(left_out) > SHOWN else ""
         say(f"left out (links out of the directory, sockets, devices): {', '.join(left_out[:SHOWN])}{more}")
     return [(source, path) for path, source in found.items()]
 
 
-def _walk(wish: str, left_out: list[str]) -> Iterator[tuple[Path, str]]:
+def _walk(wish: str, left_out: list[str], names: Names) -> Iterator[tuple[Path, str]]:
     text, colon, place = wish.rpartition(":")
     if not colon or Path(wish).exists():
         text, place = wish, ""
     source = Path(text)
     if not text or not source.exists():
-        raise _bad(f"{text or wish!r} is not there", "check the path; SRC:DST names a place in /workspace")
-    place = _place(place)
+        hint = "; SRC:DST names a place in /workspace" if names == UPLOAD else ""
+        raise _bad(names.source, f"{text or wish!r} is not there", f"check the path{hint}")
+    place = _place(place, names)
     if not source.is_dir():
         if not source.is_file():
-            raise _bad(f"{source} is neither a file nor a directory", "upload its content as a file")
+            raise _bad(names.source, f"{source} is neither a file nor a directory", "upload its content as a file")
         into = wish.endswith("/") and colon
         yield source, f"{place}/{source.name}" if place and into else place or source.name
         return
     if not place and not colon:
         place = source.name  # "" for "."
     root = source.resolve()
-    for folder, folders, names in os.walk(source, onerror=_unreadable):
+    for folder, folders, files in os.walk(source, onerror=_unreadable):
         folders.sort()
         inside = Path(folder)
-        for name in sorted(names) + [one for one in folders if (inside / one).is_symlink()]:
+        for name in sorted(files) + [one for one in folders if (inside / one).is_symlink()]:
             path = inside / name
             relative = path.relative_to(source).as_posix()
             if not _ours(path, root):
@@ -78,11 +97,11 @@ def _ours(path: Path, root: Path) -> bool:
         return False
 
 
-def _place(text: str) -> str:
+def _place(text: str, names: Names) -> str:
     place = text.removeprefix("/workspace").strip("/") if text.startswith("/workspace") else text
     place = "" if place in (".", "./") else place.removeprefix("./").rstrip("/")
     if place.startswith("/") or ".." in place.split("/"):
-        raise _bad(f"DST {text!r} leaves /workspace", "give a path relative to /workspace")
+        raise _bad(names.place, f"{text!r} leaves /workspace", "give a path relative to /workspace")
     return place
 
 
@@ -90,8 +109,8 @@ def _unreadable(error: OSError) -> None:
     raise error
 
 
-def _bad(message: str, remedy: str) -> BadInput:
-    return BadInput(f"--upload: {message}", field="--upload", remedy=remedy)
+def _bad(field: str, message: str, remedy: str) -> BadInput:
+    return BadInput(f"{field}: {message}", field=field, remedy=remedy)
 
 
 def upload(client: Client, gathered: Sequence[tuple[Path, str]]) -> list[Mapping[str, Any]]:
@@ -103,6 +122,6 @@ def upload(client: Client, gathered: Sequence[tuple[Path, str]]) -> list[Mapping
 
     total = sum(source.stat().st_size for source, _ in gathered)
     if total > FILES_BYTES:
-        raise _bad(f"{total} bytes in all (allowed: {FILES_BYTES})", "upload less")
+        raise _bad(UPLOAD.source, f"{total} bytes in all (allowed: {FILES_BYTES})", "upload less")
     with ThreadPoolExecutor(AT_ONCE) as pool:
         return list(pool.map(one, gathered))

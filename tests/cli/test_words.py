@@ -11,12 +11,15 @@ from pathlib import Path
 import pytest
 
 from orchestrator import profile
-from orchestrator.cli import console, fetching, gathering, logs, output, units
+from orchestrator.cli import console, cp, endings, fetching, gathering, logs, output, units
 from orchestrator.cli.program import run
 from orchestrator.cli.usage import UsageError
 from orchestrator.client import Client
 from orchestrator.errors import BadInput, CarrelError
 from orchestrator.events import Event
+from orchestrator.execution import Execution, Outcome, OutcomeKind, Reason, Spec
+from orchestrator.lifecycle import ExecutionState
+from orchestrator.wire.record import Record
 
 
 @pytest.mark.parametrize(
@@ -190,6 +193,27 @@ def test_what_does_not_go_up(wish: str, tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(BadInput) as bad:
         gathering.gather([wish], say=None)
     assert bad.value.field == "--upload" and bad.value.data["remedy"]
+
+
+@pytest.mark.parametrize(("wish", "field"), [("f.txt:/x", "DST"), ("nothing:x", "SRC")])
+def test_what_cp_refuses_is_named_as_cp_has_it(
+    wish: str, field: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "f.txt").write_text("x")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BadInput, match=f"^{field}: ") as bad:
+        gathering.gather([wish], say=None, names=cp.NAMES)
+    assert bad.value.field == field and "SRC:DST" not in bad.value.data["remedy"]
+
+
+def test_a_start_that_was_refused_is_said_and_a_harness_that_spoke_itself_is_not_repeated() -> None:
+    def said(exit_code: int | None) -> str:
+        outcome = Outcome(OutcomeKind.FAILED, Reason.BAD_CONFIGURATION, "no content", exit_code)
+        made = Execution("exe_a", Spec(), ExecutionState.FINISHED, datetime.now(UTC), outcome=outcome)
+        return endings.complaint(Record.of(made))[0]
+
+    assert "no content" in said(None)
+    assert said(78) == ""
 
 
 def test_two_files_for_one_place_are_refused(tmp_path: Path) -> None:
