@@ -95,7 +95,7 @@ class TooMany(CarrelError):
 
 
 class Gone(CarrelError):
-    """What the cursor points to is not there any more. `data`: earliest (seq), or moved_to (id)."""
+    """What the cursor points to is not there any more. `data`: earliest (seq), or moved_to (id); remedy."""
 
     code = "gone"
 

@@ -107,6 +107,7 @@ class TestFollow:
             with pytest.raises(Gone) as refused:
                 await attempt
             assert refused.value.data["earliest"] == tail + 51
+            assert refused.value.data["remedy"].endswith(f"after={tail + 50}")
         kept = await store.history.read("exe_a", Cursor(1, tail + 50))
         assert [e.seq for e in kept.events] == list(range(tail + 51, tail + 101))
         # It may have been quick enough to see them live; a gap it must not see.
@@ -136,8 +137,9 @@ class TestFollow:
         await anext(following)
         nothing = asyncio.ensure_future(anext(following))
         await store.server.ask("HSET", store.keys.record("exe_a"), "generation", 2)
-        with pytest.raises(Gone):
+        with pytest.raises(Gone) as refused:
             await asyncio.wait_for(nothing, 60)
+        assert "from the start" in refused.value.data["remedy"]
         assert (await store.history.read("exe_a", Cursor(2, 0))).generation == 2
         await store.executions.renew(lease)
 

@@ -96,6 +96,7 @@ async def refused(kind: type[CarrelError], call: Awaitable[object]) -> CarrelErr
     with pytest.raises(kind) as refusal:
         await call
     assert type(refusal.value) is kind
+    assert kind is not Gone or refusal.value.data["remedy"]
     return refusal.value
 
 

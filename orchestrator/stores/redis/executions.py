@@ -89,7 +89,11 @@ class RedisExecutions:
                     id=other.decode(),
                 )
             case ["removed", bytes(other)]:
-                raise Gone(f"{other.decode()}, made with this idempotency key, was removed", id=other.decode())
+                raise Gone(
+                    f"{other.decode()}, made with this idempotency key, was removed",
+                    id=other.decode(),
+                    remedy="submit it with another idempotency key",
+                )
             case ["taken", bytes(other)]:
                 raise NameTaken(
                     f"{other.decode()} has the name {spec.name!r} and has not ended", name=spec.name, id=other.decode()

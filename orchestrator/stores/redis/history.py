@@ -197,7 +197,10 @@ class RedisHistory:
         told = await self._server.ask(*_standing(self._keys, execution_id))
         tail, generation, _ = _stand(execution_id, told)
         earliest = int(first[0][0].partition(b"-")[0]) if first else tail + 1
-        return Gone(f"{execution_id}: {why}", earliest=earliest, tail=tail, generation=generation)
+        remedy = (
+            f"start again from event {earliest}: after={earliest - 1}" if earliest > 1 else "start again from the start"
+        )
+        return Gone(f"{execution_id}: {why}", earliest=earliest, tail=tail, generation=generation, remedy=remedy)
 
 
 def refusal(answer: Sequence[Any], execution_id: str) -> Exception:

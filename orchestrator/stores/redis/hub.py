@@ -202,7 +202,12 @@ class _Channel:
         if state is None:
             raise NotFound(f"{self.execution_id} was removed", kind="execution", id=self.execution_id)
         if int(generation or 1) != self.generation:
-            raise Gone(f"the history of {self.execution_id} began again", earliest=1, generation=int(generation))
+            raise Gone(
+                f"the history of {self.execution_id} began again",
+                earliest=1,
+                generation=int(generation),
+                remedy="start again from the start",
+            )
         if state == b"FINISHED" and int(tail) == self.position:
             # The end marker is gone with a trimmed stream; the record says the same.
             self.closed = True

@@ -264,7 +264,7 @@ def _refusal(
         case ["no_source"]:
             return NotFound(f"there is no stream {source} to fork from", kind="stream", id=source)
         case ["removed"] if new is None:
-            return Gone(f"{name.path} was removed; it is kept only for its forks")
+            return Gone(f"{name.path} was removed; it is kept only for its forks", remedy="read one of its forks")
         case ["removed"]:
             return Conflict(
                 f"{name.path} was removed, but its forks still need it",
@@ -306,7 +306,11 @@ def _refusal(
             limit, about = {**_LIMITS, b"bytes": (total_bytes, _ALL)}[what]
             return TooMany(f"{name.path}: {about}", limit=limit, remedy="use another stream, or remove old ones")
         case ["gone"]:
-            return Gone(f"this offset belongs to another stream that was called {name.path}", earliest="-1")
+            return Gone(
+                f"this offset belongs to another stream that was called {name.path}",
+                earliest="-1",
+                remedy="start again from offset -1",
+            )
         case ["never"]:
             return BadInput(
                 f"{name.path} never gave this offset", field="offset", limit="up to its tail", remedy="start from -1"
