@@ -37,6 +37,18 @@ _LIMITS = {
     "missing": "present",
     "finite_number": "a finite number",
     "json_invalid": "JSON",
+    "model_attributes_type": "a JSON object",
+    "model_type": "a JSON object",
+    "dict_type": "a JSON object",
+    "list_type": "a JSON array",
+    "string_type": "text",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "int_type": "a whole number",
+    "int_parsing": "a whole number",
+    "int_from_float": "a whole number",
 }
 
 
@@ -97,10 +109,9 @@ def field_name(location: Sequence[Any]) -> str:
 
 
 def _kind_of(kind: str) -> str:
-    """ "int_type" → "an int": what pydantic wanted, when it names no bound."""
-    wanted, _, _ = kind.rpartition("_")
-    if kind.endswith(("_type", "_parsing")):
-        return wanted.replace("_", " ")
+    """ "int_type" → "a whole number": what pydantic wanted, when it names no bound."""
+    if kind not in _LIMITS and kind.endswith(("_type", "_parsing")):
+        return kind.rpartition("_")[0].replace("_", " ")
     return _LIMITS.get(kind, "")
 
 

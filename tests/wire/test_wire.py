@@ -101,6 +101,20 @@ def test_a_wrong_submit_names_its_field(body: dict[str, Any], field: str, words:
     assert error.data["remedy"], error.data
 
 
+@pytest.mark.parametrize(
+    ("body", "limit"),
+    [
+        ([], "a JSON object"),
+        ({"task": "x", "env": 1}, "a JSON object"),
+        ({"task": "x", "limits": {"deadline_s": "soon"}}, "a number"),
+        ({"task": "x", "resources": {"pids": "few"}}, "a whole number"),
+        ({"task": 1}, "text"),
+    ],
+)
+def test_the_limit_of_a_wrong_kind_is_said_in_words(body: Any, limit: str) -> None:
+    assert refusal(SubmitBody.model_validate, body).data["limit"] == limit
+
+
 def test_several_wrong_fields_are_all_named() -> None:
     error = refusal(SubmitBody.model_validate, {"task": 1, "name": "-", "env": []})
     assert [one["field"] for one in error.data["errors"]] == ["task", "env", "name"]
