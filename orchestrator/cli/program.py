@@ -17,7 +17,7 @@ from typer.completion import completion_init  # type: ignore[attr-defined]  # it
 from typer.core import TyperCommand, TyperGroup
 
 from orchestrator import __version__
-from orchestrator.cli import console
+from orchestrator.cli import console, leaving
 from orchestrator.cli.usage import UsageError
 from orchestrator.errors import CarrelError
 
@@ -144,7 +144,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
     completion_init()  # the shells' ways of asking; without it `_CARREL_COMPLETE` is not understood
     command = typer.main.get_command(app)
     try:
-        code = command.main(args=arguments and list(arguments), prog_name="carrel", standalone_mode=False)
+        with leaving.by_ctrl_c(CTRL_C):
+            code = command.main(args=arguments and list(arguments), prog_name="carrel", standalone_mode=False)
         sys.stdout.flush()
     except UsageError as usage:
         console.error(str(usage), "see `carrel VERB --help`")
