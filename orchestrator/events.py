@@ -1,8 +1,8 @@
 """The event vocabulary, and what an event is. Knows nothing of how events are stored or sent.
 
 Harness events take the Agent Client Protocol's names; the platform's own are `execution.*`, `sandbox.*`, `message.*`,
-`history.*`. Only events whose `source` is "platform" count for money and outcome: what a harness prints can never pass
-for one.
+`usage`, `model.*`, `budget.*`, `egress.*`, `intent.*`, `history.*`. Only
+events whose `source` is "platform" count for money and outcome: what a harness prints can never pass for one.
 """
 
 from __future__ import annotations
@@ -53,6 +53,17 @@ MESSAGE_DELIVERED: Final = "message.delivered"  # data: {n, id}
 MESSAGE_CONSUMED: Final = "message.consumed"  # data: {n, id}
 MESSAGE_EXPIRED: Final = "message.expired"  # data: {n, id, why}
 ARTIFACT: Final = "artifact"  # data: {path, size_bytes, sha256}
+USAGE: Final = "usage"  # data: {call, api, provider, model, input_tokens, output_tokens, …, cost_micros, replayed}
+MODEL_CUT: Final = "model.cut"  # data: {call, epoch, cost_micros}: a call whose answer broke off; made again if asked
+MODEL_REFUSED: Final = "model.refused"  # data: {api, model, status, code, why}
+BUDGET_EXCEEDED: Final = "budget.exceeded"  # data: {spent, reserved, needed, limit} in micros and tokens; on_exceeded
+BUDGET_CHANGED: Final = "budget.changed"  # data: {id, micros, tokens, on_exceeded}
+EGRESS_REFUSED: Final = "egress.refused"  # data: {host, port, why}
+EGRESS_CHANGED: Final = "egress.changed"  # data: {id, allow}
+INTENT_RECORDED: Final = "intent.recorded"  # data: {key, kind, effect, summary}: before it is done
+INTENT_DONE: Final = "intent.done"  # data: {key, state: done | failed}
+INTENT_IN_DOUBT: Final = "intent.in_doubt"  # data: {key, kind, effect, summary, attempt}
+INTENT_SETTLED: Final = "intent.settled"  # data: {key, decision, by}
 HISTORY_GAP: Final = "history.gap"  # data: {attempt, first_src, last_src, why}
 
 

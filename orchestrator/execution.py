@@ -71,12 +71,51 @@ class Resources:
 
 
 @dataclass(frozen=True, slots=True)
+class Budget:
+    """What its model calls may cost together; None = no limit. `micros`: millionths of a US dollar. `tokens`: input
+    and output, cached input included; a replay counts nothing.
+
+    on_exceeded: `fail` = the call is refused and the execution ends FAILED(budget) after its grace; `wait` = the call
+    is held until the budget is raised or the execution is cancelled.
+    """
+
+    micros: int | None = None
+    tokens: int | None = None
+    on_exceeded: Literal["fail", "wait"] = "fail"
+
+
+@dataclass(frozen=True, slots=True)
 class Limits:
-    """How long. Seconds; None = no limit. `grace_s`: between SIGTERM and SIGKILL on cancel and deadline."""
+    """How long and how much. Seconds; None = no limit. `grace_s`: between SIGTERM and SIGKILL on cancel and deadline,
+    and between the call that went over the budget and SIGTERM. `steps` is for the harness to keep (LIMIT_STEPS)."""
 
     deadline_s: float | None = None
     idle_timeout_s: float | None = None
     grace_s: float = 10.0
+    steps: int | None = None
+    budget: Budget = field(default_factory=Budget)
+
+
+@dataclass(frozen=True, slots=True)
+class Spend:
+    """What its model calls have cost so far, as the gateway counted. `reserved_*`: held for calls that are under way.
+    `calls` that reached a provider, `replays` that were answered from the record."""
+
+    micros: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    reserved_micros: int = 0
+    reserved_tokens: int = 0
+    calls: int = 0
+    replays: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Egress:
+    """Where a sandbox may connect to through the proxy, besides model providers: `name`, `*.name` (names below it),
+    each with `:port` or without (80 and 443). Empty = nowhere. Addresses are refused: names only."""
+
+    allow: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,10 +123,13 @@ class RetryPolicy:
     """What to do when the platform (never the harness) failed. `max_failures` in a row without progress, then the end.
 
     on_lost: `auto` = try again only if the harness declared that it can resume; `retry` = always; `end` = LOST.
+    on_killed: the same for a harness that a signal nobody sent through Carrel ended (not for want of memory);
+    `end` = FAILED(signal).
     """
 
     max_failures: int = 3
     on_lost: Literal["auto", "retry", "end"] = "auto"
+    on_killed: Literal["auto", "retry", "end"] = "auto"
     backoff_s: float = 1.0
     backoff_max_s: float = 60.0
 
@@ -123,6 +165,8 @@ class Spec:
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     stdin: StdinMode | None = None
     output: OutputMode | None = None
+    model: str = ""  # "" = the installation's default
+    egress: Egress = field(default_factory=Egress)
     tenant: str = "default"
 
 
@@ -162,6 +206,23 @@ class InterruptWant:
 
 
 @dataclass(frozen=True, slots=True)
+class EgressWant:
+    """Another allowlist. Stands in the record at once (`Execution.egress`); the gateway takes it from there."""
+
+    id: str
+    egress: Egress
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetWant:
+    """Another budget. Stands in the record at once (`Execution.budget`) and takes back `over_budget`: a call that is
+    held is asked again."""
+
+    id: str
+    budget: Budget
+
+
+@dataclass(frozen=True, slots=True)
 class Wants:
     """Level-triggered wishes in the record: read at claim and whenever the owner's bell rings; cleared by their
     receipts."""
@@ -198,6 +259,10 @@ class Execution:
     wants: Wants = field(default_factory=Wants)
     resources: Resources = field(default_factory=Resources)  # as they are now
     output_mode: OutputMode = "auto"  # as init found it
+    egress: Egress = field(default_factory=Egress)  # as it is now
+    budget: Budget = field(default_factory=Budget)  # as it is now
+    spend: Spend = field(default_factory=Spend)
+    over_budget: str = ""  # the figures of the call that was refused or is held; "" = within
     started_at: datetime | None = None  # first RUNNING
     finished_at: datetime | None = None
     deadline_at: datetime | None = None

@@ -11,11 +11,21 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
 
-from orchestrator.execution import CancelWant, Execution, InterruptWant, OutcomeKind, PauseWant, ResourcesWant, Spec
+from orchestrator.execution import (
+    BudgetWant,
+    CancelWant,
+    EgressWant,
+    Execution,
+    InterruptWant,
+    OutcomeKind,
+    PauseWant,
+    ResourcesWant,
+    Spec,
+)
 from orchestrator.history import Lease
 from orchestrator.lifecycle import ExecutionState
 
-Want = CancelWant | PauseWant | ResourcesWant | InterruptWant
+Want = CancelWant | PauseWant | ResourcesWant | InterruptWant | EgressWant | BudgetWant
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +127,8 @@ class Executions(Protocol):
 
     async def want(self, execution_id: str, want: Want) -> Execution:
         """Record a wish, ring its owner; answers the record after it. A CancelWant on an execution nobody needs to stop
-        (QUEUED without an owner, HIBERNATED) ends it in the same step. Same id again: nothing changes. Raises NotFound,
+        (QUEUED without an owner, HIBERNATED) ends it in the same step. An EgressWant or BudgetWant stands in the
+        record when this returns. Same id again: nothing changes. Raises NotFound,
         Conflict (FINISHED, or a state in which the wish makes no sense: the error's `remedy` says what does)."""
 
     async def remove(self, execution_id: str) -> None:

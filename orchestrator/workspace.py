@@ -28,6 +28,11 @@ class Slot:
         return self.path / "ctl" / "init.sock"
 
     @property
+    def gateway(self) -> Path:
+        """Where the worker's gateway listens and init's outlet connects."""
+        return self.path / "ctl" / "gateway.sock"
+
+    @property
     def spool(self) -> Path:
         return self.path / "spool"
 

@@ -13,7 +13,16 @@ from datetime import datetime
 from typing import Any, Final
 
 from orchestrator.errors import BadInput, Conflict, Gone, KeyReused, NameTaken, TooMany
-from orchestrator.execution import CancelWant, Execution, InterruptWant, PauseWant, ResourcesWant, Spec
+from orchestrator.execution import (
+    BudgetWant,
+    CancelWant,
+    EgressWant,
+    Execution,
+    InterruptWant,
+    PauseWant,
+    ResourcesWant,
+    Spec,
+)
 from orchestrator.executions import Claim, Filter, Host, Listing, Nothing, Repair, Submitted, Tally, Want
 from orchestrator.history import Lease
 from orchestrator.lifecycle import ExecutionState
@@ -258,6 +267,10 @@ def _sense(want: Want) -> tuple[str, Sequence[ExecutionState], str]:
             return "resume", _BEFORE_THE_END, _OVER
         case ResourcesWant():
             return "resources", _BEFORE_THE_END, _OVER
+        case EgressWant():
+            return "egress", _BEFORE_THE_END, _OVER
+        case BudgetWant():
+            return "budget", _BEFORE_THE_END, _OVER
         case InterruptWant():
             return (
                 "interrupt",

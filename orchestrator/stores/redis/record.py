@@ -14,7 +14,9 @@ from typing import Any, Final
 
 from orchestrator.clock import from_ms
 from orchestrator.execution import (
+    Budget,
     CancelWant,
+    Egress,
     Execution,
     FileRef,
     InterruptWant,
@@ -76,13 +78,18 @@ def to_outcome(text: bytes | str) -> Outcome:
 def to_spec(text: bytes) -> Spec:
     got = json.loads(text)
     return Spec(
-        **_known(Spec, got, "command", "files", "resources", "limits", "retry"),
+        **_known(Spec, got, "command", "files", "resources", "limits", "retry", "egress"),
         command=tuple(got.get("command", ())),
         files=tuple(FileRef(**_known(FileRef, item)) for item in got.get("files", ())),
         resources=Resources(**_known(Resources, got.get("resources", {}))),
-        limits=Limits(**_known(Limits, got.get("limits", {}))),
+        limits=_to_limits(got.get("limits", {})),
         retry=RetryPolicy(**_known(RetryPolicy, got.get("retry", {}))),
+        egress=Egress(tuple(got.get("egress", {}).get("allow", ()))),
     )
+
+
+def _to_limits(got: Mapping[str, Any]) -> Limits:
+    return Limits(**_known(Limits, got, "budget"), budget=Budget(**_known(Budget, got.get("budget", {}))))
 
 
 def to_execution(execution_id: str, got: Mapping[str, bytes], skew_ms: int) -> Execution:
