@@ -41,6 +41,11 @@ class Running:
 
 
 @dataclass(frozen=True, slots=True)
+class Created:
+    """The box is there and never ran: whoever made it did not come to start it. `ensure` does."""
+
+
+@dataclass(frozen=True, slots=True)
 class Ended:
     """The box is there, init is not. Whether the harness ended properly is said by the spool, not by this."""
 
@@ -61,7 +66,7 @@ class Unknown:
     error: str
 
 
-Status = Running | Ended | Absent | Unknown
+Status = Running | Created | Ended | Absent | Unknown
 
 
 class Fit(StrEnum):

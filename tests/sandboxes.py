@@ -82,6 +82,10 @@ class Bench:
         """The same driver as another process would have it."""
         raise NotImplementedError
 
+    def maker(self) -> tuple[str, str, str]:
+        """What another process needs to make the same driver: its kind, folder and installation."""
+        raise NotImplementedError
+
     def init_pid(self, sandbox_id: str) -> int:
         """Of PID 1, as the host sees it."""
         raise NotImplementedError
@@ -162,6 +166,9 @@ class ScriptedBench(Bench):
         folder = folder or self.folder
         return ScriptedDriver(folder / "boxes", folder / "slots", INIT, script=self.script)
 
+    def maker(self) -> tuple[str, str, str]:
+        return "scripted", str(self.folder), ""
+
     def init_pid(self, sandbox_id: str) -> int:
         return int((self.folder / "boxes" / sandbox_id / "pid").read_text().split()[0])
 
@@ -193,6 +200,9 @@ class DockerBench(Bench):
             return seen
         finally:
             client.close()
+
+    def maker(self) -> tuple[str, str, str]:
+        return "docker", str(self.folder), self.installation.name
 
     def init_pid(self, sandbox_id: str) -> int:
         return int(self.inspect(sandbox_id)["State"]["Pid"])

@@ -16,7 +16,7 @@ from orchestrator.drivers.engine_calls import EngineCalls, NoSuch
 from orchestrator.drivers.work_cgroup import ContainerCgroup, Hierarchies
 from orchestrator.errors import CarrelError, LinkLost, SandboxConflict
 from orchestrator.execution import Resources
-from orchestrator.sandbox import Absent, Ended, Found, Running, Status, Unknown
+from orchestrator.sandbox import Absent, Created, Ended, Found, Running, Status, Unknown
 
 Inspected = dict[str, Any]
 
@@ -65,6 +65,8 @@ class Containers:
 
     def _status(self, seen: Inspected) -> Status:
         state = seen["State"]
+        if state["Status"] == "created" and not state.get("Error"):
+            return Created()
         if not state["Running"]:
             words = [state["Status"]] if state["Status"] != "exited" else []
             words += [state["Error"]] if state.get("Error") else []

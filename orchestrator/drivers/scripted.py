@@ -31,6 +31,7 @@ from orchestrator.execution import Resources
 from orchestrator.sandbox import (
     Absent,
     Capabilities,
+    Created,
     Duplex,
     Ended,
     Fit,
@@ -99,7 +100,7 @@ class ScriptedDriver:
             try:
                 return Ended(int((box / "exit").read_text()))
             except FileNotFoundError:
-                return Ended(137 if (box / "pid").exists() else 0, detail="killed with its keeper, or never started")
+                return Ended(137, detail="killed with its keeper") if (box / "pid").exists() else Created()
         started = datetime.fromtimestamp((box / "pid").stat().st_mtime, tz=UTC)
         cgroup = self._cgroup(sandbox_id)
         return Running(started, paused=cgroup is not None and cgroup.counters().frozen)
@@ -150,7 +151,7 @@ class ScriptedDriver:
                 await (await sockets.dial(spec.slot / "ctl")).close()
                 return
             status = self._status(sandbox_id)
-            if not isinstance(status, Running):
+            if isinstance(status, Ended | Absent):
                 raise CarrelError(f"init ended before it listened: {status}")
             if asyncio.get_running_loop().time() > until:
                 raise CarrelError(f"init did not listen within {READY_LIMIT_S:.0f} s")
@@ -160,7 +161,7 @@ class ScriptedDriver:
         if spec.image == MISSING_IMAGE:
             raise ImageMissing(f"image {spec.image} is not on this host", image=spec.image)
         box.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with _locked(box):
+        with _locked(box) as lock:
             file = box / "spec"
             if file.exists() and file.read_text() != digest:
                 raise SandboxConflict(f"{sandbox_id} exists with another spec", sandbox_id=sandbox_id)
@@ -175,6 +176,7 @@ class ScriptedDriver:
                 "slot": str(spec.slot),
                 "python": os.path.realpath(getattr(sys, "_base_executable", sys.executable)),
                 "prefix": sys.base_prefix,
+                "lock": lock,
                 "init": str(self._init),
                 "run_for_s": self.script.run_for_s,
                 "exit_code": self.script.exit_code,
@@ -189,6 +191,7 @@ class ScriptedDriver:
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
                 check=False,
+                pass_fds=(lock,),  # kept until the box is made, whatever becomes of us
             )
             if made.returncode != 0:
                 raise CarrelError(f"the box could not be made: {made.stderr.decode(errors='replace').strip()}")
@@ -278,12 +281,13 @@ class ScriptedDriver:
 
 
 @contextlib.contextmanager
-def _locked(box: Path) -> Iterator[None]:
-    """One maker or remover at a time, of all processes; a dead one's lock is gone with it."""
+def _locked(box: Path) -> Iterator[int]:
+    """One maker or remover at a time, of all processes; a dead one's lock is gone with it and with the program it had
+    begun to make the box with. The descriptor that holds it."""
     descriptor = os.open(box, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
+        yield descriptor
     finally:
         os.close(descriptor)
 

@@ -114,6 +114,7 @@ def become_init(plan: dict[str, Any], said: int) -> NoReturn:
 def keep(plan: dict[str, Any], said: int) -> NoReturn:
     """Start init, note its pid and start time, wait for its end, note that."""
     box = Path(plan["box"])
+    os.close(plan["lock"])  # the other process holds it until the box is made
     os.setsid()
     quiet = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):  # whoever made us reads our stderr to its end

@@ -32,7 +32,7 @@ from orchestrator.execution import Execution, FileRef
 from orchestrator.history import Lease
 from orchestrator.link import DeadSpool, OwnerLink, another_owns
 from orchestrator.retry import Cause
-from orchestrator.sandbox import Absent, Ended, Running, SandboxSpec, Status, Unknown
+from orchestrator.sandbox import Absent, Created, Ended, Running, SandboxSpec, Status, Unknown
 from orchestrator.workspace import Seed
 
 logger = logging.getLogger(__name__)
@@ -125,6 +125,8 @@ class Arrival:
             status = await self._known_status()
             if isinstance(status, Absent):
                 raise SandboxGone(Cause.SANDBOX_LOST, "the sandbox is not there any more")
+            if isinstance(status, Created):
+                raise SandboxGone(Cause.INIT_LOST, "the sandbox was made anew by somebody else and never ran")
             if isinstance(status, Ended):
                 raise SandboxGone(Cause.INIT_LOST, f"the sandbox ended: {_words(status)}")
             if status.paused and not self.frozen:
@@ -155,7 +157,7 @@ class Arrival:
         except Unavailable as failure:
             logger.warning("it cannot be thawed", extra={"why": str(failure)})
 
-    async def _known_status(self) -> Running | Ended | Absent:
+    async def _known_status(self) -> Running | Created | Ended | Absent:
         wait_s = _FIRST_WAIT_S
         while True:
             status = await self._parts.driver.observe(self.sandbox_id)

@@ -15,7 +15,7 @@ from typing import Final
 
 from fastapi import Request, Response
 
-from orchestrator.errors import BadInput, CarrelError, Unavailable
+from orchestrator.errors import BadInput, CarrelError
 from orchestrator.events import Cursor
 from orchestrator.server.parts import Parts
 from orchestrator.server.sse import Streamed, until_gone
@@ -117,8 +117,8 @@ async def _first_news(parts: Parts, streams: Streams, name: StreamName, at: Curs
             latest = chunk
             if chunk.bodies or chunk.closed:
                 break
-    if latest is None:
-        raise Unavailable("this process is ending: connect again", retry_after_s=1.0)
+    if latest is None:  # the process ends before anything was read: its caller's place is told all the same
+        return await streams.read(name, at, max_bytes=_READ_BYTES)
     return latest
 
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import sys
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,17 @@ from orchestrator.sandbox import Absent, Ended, Fit, Running
 from tests.sandboxes import SMALL, Bench, DockerBench, ScriptedBench, until
 
 pytestmark = pytest.mark.root
+
+#: A worker that makes one sandbox: the driver's kind and folders, image, slot, id.
+MAKER = """
+import asyncio, sys
+from pathlib import Path
+from tests.sandboxes import SMALL, DockerBench, ScriptedBench
+from orchestrator.sandbox import SandboxSpec
+kind, folder, installation, image, slot, sandbox_id = sys.argv[1:]
+bench = ScriptedBench(Path(folder)) if kind == "scripted" else DockerBench(Path(folder), image, installation)
+asyncio.run(bench.driver.ensure(SandboxSpec(image=image, resources=SMALL, slot=Path(slot)), sandbox_id))
+"""
 
 
 @pytest.fixture(params=["scripted", pytest.param("docker", marks=pytest.mark.docker)])
@@ -87,6 +99,22 @@ async def test_ensure_after_the_box_ended_starts_it_again(bench: Bench) -> None:
     sandbox_id, spec = await bench.slot()
     await bench.driver.ensure(spec, sandbox_id)
     await _end(bench, sandbox_id)
+    await bench.driver.ensure(spec, sandbox_id)
+    async with bench.owner(sandbox_id) as owner:
+        assert owner.hello.state == "idle"
+
+
+async def test_a_maker_killed_in_the_middle_leaves_what_ensure_completes(bench: Bench) -> None:
+    """SIGKILL as soon as anything of it is there: another maker finds no *end* that never was, and makes it run."""
+    sandbox_id, spec = await bench.slot()
+    maker = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", MAKER, *bench.maker(), spec.image, str(spec.slot), sandbox_id),
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    await until(lambda: _there(bench, sandbox_id), "something of it is there")
+    maker.kill()
+    await maker.wait()
+    assert not isinstance(await bench.driver.observe(sandbox_id), Ended)
     await bench.driver.ensure(spec, sandbox_id)
     async with bench.owner(sandbox_id) as owner:
         assert owner.hello.state == "idle"
@@ -281,6 +309,10 @@ async def test_removals_at_once_all_succeed(bench: Bench) -> None:
 async def _gate(bench: Bench, sandbox_id: str) -> str:
     await bench.open_gate(sandbox_id)
     return sandbox_id
+
+
+async def _there(bench: Bench, sandbox_id: str) -> bool:
+    return any(found.sandbox_id == sandbox_id for found in await bench.driver.list())
 
 
 async def _ended(bench: Bench, sandbox_id: str) -> bool:

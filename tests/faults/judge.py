@@ -70,7 +70,8 @@ async def judge(ground: Ground, executions: Sequence[Execution], lines: int) -> 
         if record.outcome is None or record.outcome.kind is not OutcomeKind.SUCCEEDED:
             verdict.odd.append(f"{execution.id}: ended as {record.outcome}")
         if record.sandbox_id is None or record.attempt != 1:
-            verdict.odd.append(f"{execution.id}: attempt {record.attempt}")
+            why = [dict(event.data) for event in history if event.type == events.SANDBOX_LOST]
+            verdict.odd.append(f"{execution.id}: attempt {record.attempt}, {why}")
         else:
             verdict.restarts += ground.starts(record.sandbox_id) - 1
     return verdict

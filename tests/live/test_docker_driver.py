@@ -20,7 +20,7 @@ from orchestrator.drivers import work_cgroup
 from orchestrator.drivers.work_cgroup import RESERVED_MEMORY_BYTES, RESERVED_PIDS
 from orchestrator.errors import CarrelError, EngineUnavailable, Infeasible, SandboxConflict
 from orchestrator.execution import MIB
-from orchestrator.sandbox import Absent, Fit, Running, Unknown
+from orchestrator.sandbox import Absent, Created, Fit, Running, Unknown
 from tests.live.engine_proxy import EngineProxy
 from tests.sandboxes import ROOT, SMALL, TEST_LABELS, DockerBench, until
 
@@ -77,6 +77,22 @@ def cgroup_files(bench: DockerBench, sandbox_id: str) -> dict[str, str]:
         if (folder / "work" / name).exists():
             found[f"work/{name}"] = (folder / "work" / name).read_text().strip()
     return found
+
+
+# -- made by one, started by another ----------------------------------------------------------------------------------
+
+
+async def test_created_and_never_started_is_no_end(bench: DockerBench, engine: docker.APIClient) -> None:
+    """A worker was killed between the engine's two calls."""
+    sandbox_id, spec = await bench.slot()
+    await bench.driver.ensure(spec, sandbox_id)
+    name, seen = f"carrel-{sandbox_id}", bench.inspect(sandbox_id)
+    engine.remove_container(name, force=True)
+    engine.create_container_from_config({**seen["Config"], "HostConfig": seen["HostConfig"]}, name)
+    assert await bench.driver.observe(sandbox_id) == Created()
+    await bench.driver.ensure(spec, sandbox_id)
+    async with bench.owner(sandbox_id) as owner:
+        assert owner.hello.state == "idle"
 
 
 # -- limits -----------------------------------------------------------------------------------------------------------
