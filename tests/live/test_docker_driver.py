@@ -88,7 +88,8 @@ async def test_created_and_never_started_is_no_end(bench: DockerBench, engine: d
     await bench.driver.ensure(spec, sandbox_id)
     name, seen = f"carrel-{sandbox_id}", bench.inspect(sandbox_id)
     engine.remove_container(name, force=True)
-    engine.create_container_from_config({**seen["Config"], "HostConfig": seen["HostConfig"]}, name)
+    request = {**seen["Config"], "HostConfig": seen["HostConfig"]}
+    engine.create_container_from_config(request, name)  # type: ignore[no-untyped-call]
     assert await bench.driver.observe(sandbox_id) == Created()
     await bench.driver.ensure(spec, sandbox_id)
     async with bench.owner(sandbox_id) as owner:
