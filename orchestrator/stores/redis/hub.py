@@ -17,19 +17,17 @@ from typing import Final, Protocol
 from orchestrator.errors import CarrelError, Gone, NotFound, StoreUnavailable
 from orchestrator.events import Cursor, Event
 from orchestrator.history import Page
-from orchestrator.stores.redis.connection import LineLost, Server
+from orchestrator.stores.redis.connection import Server
 from orchestrator.stores.redis.entries import size_of, split
 from orchestrator.stores.redis.keys import Keys
+from orchestrator.stores.redis.tail import tail
 
 logger = logging.getLogger(__name__)
 
 _RING_BYTES: Final = 2 << 20
-_BLOCK_S: Final = 5.0
 _REPLY_BYTES: Final = 1 << 20
 _FIRST_COUNT: Final = 128
 _MOST_COUNT: Final = 2048
-_FIRST_WAIT_S: Final = 0.01
-_LAST_WAIT_S: Final = 0.5
 
 
 class Read(Protocol):
@@ -124,6 +122,7 @@ class _Channel:
         self._ring: list[Event] = []
         self._sizes: list[int] = []
         self._ring_bytes = 0
+        self._count = _FIRST_COUNT  # of entries to ask for next
         self._pages: dict[tuple[int, int], Page] = {}
         self.reader = asyncio.create_task(self._pump(), name=f"hub {execution_id}")
 
@@ -165,34 +164,19 @@ class _Channel:
             self.fail(StoreUnavailable(f"reading {self.execution_id} failed: {failure!r}"))
 
     async def _read_on(self) -> None:
-        clock = asyncio.get_running_loop().time
         history = self._keys.history(self.execution_id)
-        count, wait_s = _FIRST_COUNT, _FIRST_WAIT_S
-        away_since: float | None = None
-        block_ms = int(_BLOCK_S * 1000)
-        while not self.closed:
-            try:
-                reply = await self._server.block(
-                    *("XREAD", "COUNT", count, "BLOCK", block_ms, "STREAMS", history, f"{self.position}-0"),
-                    block_s=_BLOCK_S,
-                )
-            except LineLost as lost:
-                away_since = away_since or clock()
-                if clock() - away_since > self._server.patience_s:
-                    raise StoreUnavailable(f"the store is away: {lost}", retry_after_s=1.0) from lost
-                await asyncio.sleep(wait_s)
-                wait_s = min(wait_s * 2, _LAST_WAIT_S)
-                continue
-            away_since, wait_s = None, _FIRST_WAIT_S
-            if not reply:
+        async for rows in tail(self._server, history, lambda: (self.position, self._count)):
+            if rows:
+                events, self.closed = split(rows)
+                self._keep(events)
+                if events:
+                    mean = sum(self._sizes[-len(events) :]) // len(events) + 1
+                    self._count = max(8, min(_MOST_COUNT, _REPLY_BYTES // mean))
+                self._wake()
+            else:
                 await self._look()
-                continue
-            events, self.closed = split(reply[0][1])
-            self._keep(events)
-            if events:
-                mean = sum(self._sizes[-len(events) :]) // len(events) + 1
-                count = max(8, min(_MOST_COUNT, _REPLY_BYTES // mean))
-            self._wake()
+            if self.closed:
+                return
 
     async def _look(self) -> None:
         """After a quiet while: was it removed, did it begin again, was it trimmed under our feet?"""

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from orchestrator.errors import CarrelError, NotFound, StoreUnavailable, TooMany
-from orchestrator.stores.redis.connection import LineLost, Server
+from orchestrator.stores.redis.connection import Server
+from orchestrator.stores.redis.tail import tail
 
 logger = logging.getLogger(__name__)
 
@@ -22,11 +23,8 @@ logger = logging.getLogger(__name__)
 MOST_WATCHED: Final = 1000
 _RING_BYTES: Final = 1 << 20
 _REPLY_BYTES: Final = 1 << 20
-_BLOCK_S: Final = 5.0
 _FIRST_COUNT: Final = 16
 _MOST_COUNT: Final = 1024
-_FIRST_WAIT_S: Final = 0.01
-_LAST_WAIT_S: Final = 0.5
 
 #: Answers which generation the name means now; raises what a reader should hear.
 Look = Callable[[], Awaitable[int]]
@@ -110,6 +108,7 @@ class Watch:
         self._moved = asyncio.Event()  # set, and replaced by a new one, at every change
         self._ring: deque[bytes] = deque()
         self._ring_bytes = 0
+        self._count = _FIRST_COUNT  # of entries to ask for next
         self.reader = asyncio.create_task(self._pump(), name=f"streams {key}")
 
     async def after(self, seq: int, max_bytes: int) -> Fresh | None:
@@ -155,29 +154,14 @@ class Watch:
             self.fail(StoreUnavailable(f"reading a stream failed: {failure!r}"))
 
     async def _read_on(self) -> None:
-        clock = asyncio.get_running_loop().time
-        count, wait_s = _FIRST_COUNT, _FIRST_WAIT_S
-        away_since: float | None = None
-        block_ms = int(_BLOCK_S * 1000)
-        while not self._closed:
-            try:
-                reply = await self._server.block(
-                    *("XREAD", "COUNT", count, "BLOCK", block_ms, "STREAMS", self._key, f"{self._position}-0"),
-                    block_s=_BLOCK_S,
-                )
-            except LineLost as lost:
-                away_since = away_since or clock()
-                if clock() - away_since > self._server.patience_s:
-                    raise StoreUnavailable(f"the store is away: {lost}", retry_after_s=1.0) from lost
-                await asyncio.sleep(wait_s)
-                wait_s = min(wait_s * 2, _LAST_WAIT_S)
-                continue
-            away_since, wait_s = None, _FIRST_WAIT_S
-            if reply:
-                count = self._keep(reply[0][1])
+        async for rows in tail(self._server, self._key, lambda: (self._position, self._count)):
+            if rows:
+                self._count = self._keep(rows)
             elif await self._look() != self.generation:
                 # Expired without a word, or removed while the line was down longer than its marker lives.
                 raise NotFound("the stream was removed", kind="stream")
+            if self._closed:
+                return
 
     def _keep(self, rows: list[tuple[bytes, list[bytes]]]) -> int:
         """Take them in; how many to ask for next."""
