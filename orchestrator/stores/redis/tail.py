@@ -20,8 +20,8 @@ _LAST_WAIT_S: Final = 0.5
 
 async def tail(server: Server, key: str, place: Callable[[], tuple[int, int]]) -> AsyncIterator[Rows]:
     """Entries from `place()` on, which is asked before each read: after which seq, and at most how many. No rows after
-    a quiet while, so that the caller looks whether the stream is still the one it reads. Raises StoreUnavailable when the store
-    has been away for longer than its patience."""
+    a quiet while, so that the caller looks whether the stream is still the one it reads. Raises StoreUnavailable when
+    the store has been away for longer than its patience."""
     clock = asyncio.get_running_loop().time
     wait_s, away_since = _FIRST_WAIT_S, None
     while True:
