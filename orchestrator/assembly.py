@@ -31,7 +31,16 @@ from orchestrator.reaches.local import LocalReach
 from orchestrator.sandbox import SandboxDriver
 from orchestrator.settings import Settings
 from orchestrator.stores.embedded import EmbeddedServer
-from orchestrator.stores.redis import Keys, RedisExecutions, RedisHistory, RedisStreams, Server, prepare
+from orchestrator.stores.redis import (
+    Keys,
+    RedisCalls,
+    RedisExecutions,
+    RedisHistory,
+    RedisIntents,
+    RedisStreams,
+    Server,
+    prepare,
+)
 from orchestrator.stores.redis.tokens import RedisTokens
 from orchestrator.workspaces.blobs import DirectoryBlobs
 from orchestrator.workspaces.directory import DirectoryStore
@@ -49,6 +58,8 @@ class Installed:
     settings: Settings
     executions: RedisExecutions
     history: RedisHistory
+    calls: RedisCalls
+    intents: RedisIntents
     driver: SandboxDriver
     workspaces: DirectoryStore
     blobs: DirectoryBlobs
@@ -80,6 +91,8 @@ async def installed(settings: Settings) -> AsyncIterator[Installed]:
             settings=settings,
             executions=RedisExecutions(server, keys),
             history=history,
+            calls=RedisCalls(server, keys),
+            intents=RedisIntents(server, keys),
             driver=driver,
             workspaces=workspaces,
             blobs=DirectoryBlobs(settings.data_dir / "blobs"),

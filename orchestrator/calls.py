@@ -16,6 +16,7 @@ from orchestrator.execution import Spend
 from orchestrator.history import Lease
 
 RECORD_BYTES: Final = 8 << 20  # of one answer; a longer one is passed through and not recorded
+RECORDS_BYTES: Final = 256 << 20  # of all answers of one execution as the store keeps them; the same beyond it
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,22 +88,30 @@ class Asked:
 
 
 class Calls(Protocol):
-    """All methods raise StoreUnavailable when the store does not answer, and Fenced when another epoch owns the
-    execution; all are safe to ask again. Single-flight is the caller's: it never begins one name twice at once."""
+    """All methods raise StoreUnavailable when the store does not answer, NotFound for an execution or a call that is
+    not there, and Fenced when another epoch owns the execution or it has ended; all are safe to ask again.
+    Single-flight is the caller's: it never begins one name twice at once.
+
+    What its end leaves reserved is settled by the store, as `recover` does; the answers go then."""
 
     async def recover(self, lease: Lease) -> int:
         """Settle what earlier epochs left reserved, each as its `if_cut`, with one `model.cut`. How many. To be called
         once, before the first `begin` of an epoch."""
 
     async def begin(self, lease: Lease, attempt: int, asked: Asked) -> Replay | Reserved | OverBudget:
-        """A Replay counts in `spend.replays` and writes its `usage` (replayed, cost 0). OverBudget writes
-        `budget.exceeded` once per budget and sets `over_budget` in the record, and rings the owner."""
+        """A Replay counts in `spend.replays` and writes its `usage` (replayed, cost 0, the tokens as recorded).
+
+        Reserved: spent, reserved and `reserve` together are within the budget. OverBudget: they are not; writes
+        `budget.exceeded` once per budget, sets `over_budget` in the record and rings the owner. One that is held is
+        begun again once the budget was changed or another call has ended; if it is then Reserved, `over_budget` is
+        taken back. Under way already: Reserved, the same call."""
 
     async def finish(
         self, lease: Lease, call: str, answer: Answer | None, usage: ModelUsage, facts: Mapping[str, Any]
     ) -> Spend:
         """Settle the reservation and record the answer, with its `usage`, in one step. `answer` None: an error or one
-        too long, which is not recorded; asked again it is made again. Finished already: nothing changes."""
+        too long (RECORD_BYTES, RECORDS_BYTES), which is not recorded; asked again it is made again. Ended already, in
+        whatever way: nothing changes."""
 
     async def cut(self, lease: Lease, call: str, usage: ModelUsage, why: str) -> Spend:
         """The answer broke off: settle at what was seen, with its `model.cut`; asked again it is made again."""

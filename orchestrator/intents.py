@@ -18,9 +18,11 @@ from typing import Final, Protocol
 from orchestrator.history import Lease
 
 KEY_BYTES: Final = 256  # of UTF-8, printable
+WORD_BYTES: Final = 128  # run, kind, digest, by: the same
 SUMMARY_BYTES: Final = 4096
 RESULT_BYTES: Final = 64 * 1024
 INTENTS: Final = 100_000  # of one execution
+JOURNAL_BYTES: Final = 64 << 20  # of one execution, all entries and results; no new one beyond it
 
 
 class Effect(StrEnum):
@@ -34,7 +36,8 @@ class Effect(StrEnum):
 
 class IntentState(StrEnum):
     """open ──finish──▶ done | failed;  open ──begun by another run, or its attempt is over──▶ in_doubt
-    ──settle──▶ retry (the next begin goes ahead) | done | failed."""
+    ──settle──▶ retry (the next begin goes ahead) | done | failed. The run that began it may finish it as long as nobody
+    else has it and nobody decided how it ended: it knows."""
 
     OPEN = "open"
     DONE = "done"
@@ -88,16 +91,18 @@ class Intents(Protocol):
     ) -> Begun:
         """Write the intent, with its `intent.recorded`, before it is acted on; durable when this returns.
 
-        There already: begun by this `run` → go (it was asked twice); done, failed → not again; settled `retry` → go;
-        open or in doubt from another run → go where the effect is none or idempotent, else in_doubt, with one
-        `intent.in_doubt`. Raises Fenced, KeyReused (same key, other digest), TooMany (INTENTS)."""
+        There already: open and begun by this `run` → go (it was asked twice); done, failed → not again; settled `retry`
+        → go; open from another run → go where the effect, as told then and now, is none or idempotent, else in_doubt,
+        with one `intent.in_doubt`; in doubt stays so, for every run. Each go to another run writes `intent.recorded`.
+        Raises Fenced (also for an attempt that is over), KeyReused (same key, other digest), TooMany (INTENTS,
+        JOURNAL_BYTES), BadInput (the bounds above)."""
 
     async def finish(self, lease: Lease, *, key: str, run: str, ok: bool, result: str) -> Intent:
         """Write how it ended, with its `intent.done`. Finished already: nothing changes, and the intent as it is comes
-        back. Raises Fenced, NotFound, Conflict (another run holds it now)."""
+        back. Raises Fenced, NotFound, Conflict (another run holds it now), BadInput."""
 
     async def get(self, execution_id: str, key: str) -> Intent:
-        """Raises NotFound."""
+        """As `list` reads it. Raises NotFound."""
 
     async def list(
         self, execution_id: str, *, states: frozenset[IntentState] = frozenset(), after: int = 0, limit: int = 100
@@ -106,5 +111,6 @@ class Intents(Protocol):
         effect is none or idempotent). Raises NotFound for the execution."""
 
     async def settle(self, execution_id: str, key: str, decision: Decision, *, result: str, by: str) -> Intent:
-        """A person's decision on one in doubt, with its `intent.settled`; in every state of the execution. The same
-        decision again: nothing changes. Raises NotFound, Conflict (it is not in doubt)."""
+        """A person's decision on one in doubt (as `list` reads it); in every state of the execution. Rings its owner,
+        with one `intent.settled`; after FINISHED, where nothing follows the history's end, only the journal changes.
+        The same decision again: nothing changes. Raises NotFound, Conflict (it is not in doubt), BadInput."""

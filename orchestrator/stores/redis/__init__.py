@@ -1,12 +1,24 @@
-"""Carrel's store on one Redis or Valkey primary: `Server` (the line), `RedisExecutions`, `RedisHistory`, `RedisStreams`
-(generic streams), `RedisTokens`, `prepare`."""
+"""Carrel's store on one Redis or Valkey primary: `Server` (the line), `RedisExecutions`, `RedisHistory`, `RedisCalls`,
+`RedisIntents`, `RedisStreams` (generic streams), `RedisTokens`, `prepare`."""
 
+from orchestrator.stores.redis.calls import RedisCalls
 from orchestrator.stores.redis.connection import Server
 from orchestrator.stores.redis.executions import RedisExecutions
 from orchestrator.stores.redis.history import RedisHistory
+from orchestrator.stores.redis.intents import RedisIntents
 from orchestrator.stores.redis.keys import Keys
 from orchestrator.stores.redis.schema import prepare
 from orchestrator.stores.redis.streams import RedisStreams
 from orchestrator.stores.redis.tokens import RedisTokens
 
-__all__ = ["Keys", "RedisExecutions", "RedisHistory", "RedisStreams", "RedisTokens", "Server", "prepare"]
+__all__ = [
+    "Keys",
+    "RedisCalls",
+    "RedisExecutions",
+    "RedisHistory",
+    "RedisIntents",
+    "RedisStreams",
+    "RedisTokens",
+    "Server",
+    "prepare",
+]

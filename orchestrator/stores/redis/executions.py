@@ -32,7 +32,7 @@ from orchestrator.stores.redis.history import refusal
 from orchestrator.stores.redis.hosts import Hosts
 from orchestrator.stores.redis.keys import Keys
 from orchestrator.stores.redis.listing import Finder
-from orchestrator.stores.redis.record import dumps, of_spec, pairs, to_execution
+from orchestrator.stores.redis.record import dumps, of_budget, of_egress, of_spec, pairs, to_execution
 from orchestrator.stores.redis.repair import Repairer
 
 _SHORTEST_WAIT_S: Final = 0.05
@@ -125,9 +125,8 @@ class RedisExecutions:
         kind, states, remedy = _sense(want)
         if not 0 < len(want.id) <= 128 or "\n" in want.id:
             raise BadInput("a wish's id is too short or too long", field="id", limit="1 to 128 characters, no newline")
-        wish = {name: value for name, value in asdict(want).items() if value is not None}
         answer = await self._server.run(
-            "want", self._keys.prefix, execution_id, kind, want.id, dumps(wish), " ".join(states)
+            "want", self._keys.prefix, execution_id, kind, want.id, _wish(want), " ".join(states)
         )
         match answer:
             case ["ok", int(skew), list(flat)]:
@@ -277,6 +276,17 @@ def _sense(want: Want) -> tuple[str, Sequence[ExecutionState], str]:
                 (_S.RUNNING, _S.PAUSED),
                 "only what runs can be interrupted",
             )
+
+
+def _wish(want: Want) -> str:
+    """As JSON. What stands in the record at once is the record's own JSON, with the wish's id."""
+    match want:
+        case EgressWant():
+            return of_egress(want.egress, id=want.id)
+        case BudgetWant():
+            return of_budget(want.budget, id=want.id)
+        case _:
+            return dumps({name: value for name, value in asdict(want).items() if value is not None})
 
 
 def _check_owner(owner: str) -> None:

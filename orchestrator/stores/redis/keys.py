@@ -45,6 +45,18 @@ class Keys:
         """Message id → its number, its event's seq and its digest, for as long as the execution lives."""
         return f"{self.prefix}{{{execution_id}}}:inbox:ids"
 
+    def calls(self, execution_id: str) -> str:
+        """Model calls by name, how each stands, recorded answers (lua/piece_calls.lua); gone with its end."""
+        return f"{self.prefix}{{{execution_id}}}:calls"
+
+    def intents(self, execution_id: str) -> str:
+        """The journal of intents, by key (lua/piece_intents.lua)."""
+        return f"{self.prefix}{{{execution_id}}}:intents"
+
+    def intents_order(self, execution_id: str) -> str:
+        """The journal's keys, in the order they came: the n-th is the intent with that n."""
+        return f"{self.prefix}{{{execution_id}}}:intents:order"
+
     @property
     def records(self) -> str:
         """The pattern of all records, for SCAN."""

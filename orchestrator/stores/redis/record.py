@@ -29,12 +29,25 @@ from orchestrator.execution import (
     ResourcesWant,
     RetryPolicy,
     Spec,
+    Spend,
     Wants,
 )
 from orchestrator.lifecycle import ExecutionState
 
 # Built once: json.dumps with options makes an encoder for each call, a tenth of what an event costs.
 _encoder: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+
+
+#: The fields of a Spend, in its order; lua/piece_calls.lua has the same list.
+SPEND: Final = (
+    "spent_micros",
+    "tokens_in",
+    "tokens_out",
+    "reserved_micros",
+    "reserved_tokens",
+    "calls",
+    "replays",
+)
 
 
 def dumps(value: Any) -> str:
@@ -54,13 +67,29 @@ def skew_of(clock: Sequence[bytes | None]) -> int:
 
 
 def of_spec(spec: Spec) -> dict[str, str]:
-    """The fields a new record gets from its spec."""
-    return {
+    """The fields a new record gets from its spec. Those that may change later and are the default now are left out."""
+    fields = {
         "spec": dumps(_sparse(spec)),
         "harness": spec.harness,
         "labels": dumps(dict(spec.labels)) if spec.labels else "",
         "resources": dumps(asdict(spec.resources)),
     }
+    if spec.egress != Egress():
+        fields["egress"] = of_egress(spec.egress)
+    if spec.limits.budget != Budget():
+        fields["budget"] = of_budget(spec.limits.budget)
+    return fields
+
+
+def of_egress(egress: Egress, **more: str) -> str:
+    """JSON, as it stands in the record and, with the wish's id, in `egress.changed`."""
+    return dumps({**more, "allow": list(egress.allow)})
+
+
+def of_budget(budget: Budget, **more: str) -> str:
+    """JSON, as it stands in the record (the scripts of model calls read it there) and, with the wish's id, in
+    `budget.changed`: no nulls."""
+    return dumps({**more, **{name: value for name, value in asdict(budget).items() if value is not None}})
 
 
 def of_outcome(outcome: Outcome) -> str:
@@ -84,8 +113,12 @@ def to_spec(text: bytes) -> Spec:
         resources=Resources(**_known(Resources, got.get("resources", {}))),
         limits=_to_limits(got.get("limits", {})),
         retry=RetryPolicy(**_known(RetryPolicy, got.get("retry", {}))),
-        egress=Egress(tuple(got.get("egress", {}).get("allow", ()))),
+        egress=_to_egress(got.get("egress", {})),
     )
+
+
+def _to_egress(got: Mapping[str, Any]) -> Egress:
+    return Egress(tuple(got.get("allow", ())))
 
 
 def _to_limits(got: Mapping[str, Any]) -> Limits:
@@ -106,7 +139,7 @@ def to_execution(execution_id: str, got: Mapping[str, bytes], skew_ms: int) -> E
 
     spec = to_spec(got["spec"])
     state = ExecutionState(text("state"))
-    resources = got.get("resources")
+    resources, egress, budget = (got.get(name) for name in ("resources", "egress", "budget"))
     return Execution(
         id=execution_id,
         spec=spec,
@@ -129,6 +162,10 @@ def to_execution(execution_id: str, got: Mapping[str, bytes], skew_ms: int) -> E
         wants=_to_wants(got),
         resources=Resources(**_known(Resources, json.loads(resources))) if resources else spec.resources,
         output_mode=text("output_mode") or "auto",  # type: ignore[arg-type]  # written from the same Literal
+        egress=_to_egress(json.loads(egress)) if egress else spec.egress,
+        budget=Budget(**_known(Budget, json.loads(budget))) if budget else spec.limits.budget,
+        spend=Spend(*(number(name) for name in SPEND)),
+        over_budget=text("over_budget"),
         started_at=moment("started"),
         finished_at=moment("finished"),
         deadline_at=moment("deadline", skew_ms),

@@ -1,4 +1,4 @@
--- needs: clock transitions record queue life
+-- needs: clock transitions record queue calls life
 -- Frames, the worker's own entries and a change of the record: all of it or nothing. ARGV: prefix, id, epoch, fenced,
 -- attempt, own ('' = none), first src, last src ('' = no frames), how many entries they are, the change as JSON
 -- ('' = none); then two for each entry, those of the frames first: head (its time may be -, which is now), body.

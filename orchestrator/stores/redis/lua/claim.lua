@@ -1,4 +1,4 @@
--- needs: clock transitions record queue life
+-- needs: clock transitions record queue calls life
 -- The lowest due member ≤ now, of this host or of any: epoch + 1, owner, lease. ARGV: prefix, owner, host, lease in ms,
 -- a nonce: the same call again (a lost reply) gets the same claim again.
 local owner, host, lease, nonce = ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5]

@@ -1,4 +1,4 @@
--- needs: clock transitions record queue life
+-- needs: clock transitions record queue calls life
 -- The attempt on a lost host is over. What follows was decided on the record of that epoch. ARGV: prefix, id, host,
 -- epoch, outcome as JSON ('' = another attempt), ms until that attempt.
 local x = open(ARGV[2])

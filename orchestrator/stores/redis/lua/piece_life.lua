@@ -1,4 +1,4 @@
--- The only way a state changes. Needs: clock, transitions, record, queue.
+-- The only way a state changes. Needs: clock, transitions, record, queue, calls.
 
 local function in_index(x, state, present)
   if present then call('ZADD', P .. 'index:state:' .. state, 0, x.id)
@@ -41,6 +41,7 @@ end
 
 -- Last event, end marker, outcome. `outcome` is JSON.
 local function finish(x, trigger, outcome, now)
+  close_calls(x)
   move(x, trigger)
   event(x, 'execution.finished', '{"outcome":' .. outcome .. '}')
   end_marker(x)

@@ -1,4 +1,4 @@
--- needs: clock transitions record queue life
+-- needs: clock transitions record queue calls life
 -- Given up untouched, due at once for any worker of its host. ARGV: prefix, id, epoch, fenced.
 local x = open(ARGV[2])
 if not x then return { 'missing' } end

@@ -17,5 +17,6 @@ if x then
 end
 call('ZREM', P .. 'index:all', id)
 call('ZREM', P .. 'index:finished', id)
-call('UNLINK', key(id, 'record'), key(id, 'history'), key(id, 'inbox'), key(id, 'inbox:ids'), key(id, 'intents'))
+call('UNLINK', key(id, 'record'), key(id, 'history'), key(id, 'inbox'), key(id, 'inbox:ids'),
+  key(id, 'intents'), key(id, 'intents:order'), key(id, 'calls'))
 return { 'ok' }

@@ -1,4 +1,4 @@
--- needs: clock transitions record queue life
+-- needs: clock transitions record queue calls life
 -- A message into the inbox, once per id, with its receipt, and whoever has to know is told. ARGV: prefix, id, message
 -- id, digest, mode, body, the receipt's data after `{"n":…`, most ids.
 local x = open(ARGV[2])

@@ -1,6 +1,6 @@
--- needs: clock transitions record queue life
--- A wish, recorded once per id; its owner's bell. ARGV: prefix, id, kind (cancel pause resume resources interrupt), the
--- wish's id, the wish as JSON, the states it makes sense in ("QUEUED RUNNING …").
+-- needs: clock transitions record queue calls life
+-- A wish, recorded once per id; its owner's bell. ARGV: prefix, id, kind (cancel pause resume resources interrupt egress
+-- budget), the wish's id, the wish as JSON, the states it makes sense in ("QUEUED RUNNING …").
 local REMEMBERED, INTERRUPTS = 100, 64
 local x = open(ARGV[2])
 if not x then return { 'missing' } end
@@ -46,6 +46,11 @@ elseif kind == 'resources' then -- per field, the last one wins
     end
   end
   set(x, 'want_resources', cjson.encode(want))
+elseif kind == 'egress' or kind == 'budget' then -- stands at once: one event says that it was asked for and is so
+  set(x, kind, ARGV[5])
+  if kind == 'budget' then set(x, 'over_budget', '') end
+  event(x, kind .. '.changed', ARGV[5])
+  news = false
 else
   interrupts[#interrupts + 1] = want
   set(x, 'want_interrupts', cjson.encode(interrupts))
