@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import uvloop
 
 from orchestrator import logs
+from orchestrator.catalogue import load_catalogue
 from orchestrator.clock import Clock, SystemClock
 from orchestrator.engine.parts import Parts, WorkerSettings
 from orchestrator.engine.worker import Worker
@@ -154,6 +155,7 @@ def app_of(parts: Installed) -> FastAPI:
             upload_limit_bytes=settings.upload_limit_bytes,
             default_resources=settings.default_resources,
             default_limits=settings.default_limits,
+            catalogue=load_catalogue(Path(settings.harness_dir).expanduser() if settings.harness_dir else None),
         ),
     )
 

@@ -9,14 +9,14 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Final, Literal
 
+from orchestrator.harnesses import Harness
+from orchestrator.harnesses import OutputMode as OutputMode
+from orchestrator.harnesses import StdinMode as StdinMode
 from orchestrator.lifecycle import ExecutionState
 
 KIB: Final = 1024
 MIB: Final = 1024 * KIB
 GIB: Final = 1024 * MIB
-
-StdinMode = Literal["none", "text", "jsonl"]
-OutputMode = Literal["auto", "bytes", "jsonl"]
 
 
 class OutcomeKind(StrEnum):
@@ -146,14 +146,16 @@ class FileRef:
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """What was asked for, as submitted and validated; never changes. Empty `image` = the installation's own.
+    """What was asked for, as submitted and validated; never changes. Empty `image` = the harness's, else the
+    installation's own.
 
-    `harness` names a declaration of `orchestrator.harnesses`; `command` is its argv where that is `command`.
-    `stdin`, `output` None = as the harness declares.
+    `harness` names a declaration of the catalogue; `declared` is that as it was at the submit, None for a built-in one.
+    `command` is its argv where the harness is `command`. `stdin`, `output` None = as the harness declares.
     """
 
     task: str = ""
     harness: str = "bash"
+    declared: Harness | None = None
     command: tuple[str, ...] = ()
     image: str = ""
     env: Mapping[str, str] = field(default_factory=dict)

@@ -94,6 +94,13 @@ class Settings:
     message_limit_bytes: int = setting(
         size(1, 512 * KIB), 512 * KIB, "Largest steering message: with its JSON around it, it is one frame to init."
     )
+    harness_dir: str = setting(
+        text("empty, or a directory: /…, ~/…", r"|[/~].*"),
+        "",
+        "A person's own harness declarations: a folder of *.toml files (docs/operate/harnesses.md). One with the name "
+        "of a shipped declaration replaces it. Read when the api starts.",
+        shown="empty: only the shipped ones",
+    )
     upload_limit_bytes: int = setting(size(1, 1024 * GIB), 1 * GIB, "Largest uploaded file.")
 
     # ---- the worker

@@ -29,6 +29,7 @@ from orchestrator.errors import (
     Unavailable,
 )
 from orchestrator.execution import Execution, FileRef
+from orchestrator.harnesses import harness_of
 from orchestrator.history import Lease
 from orchestrator.link import DeadSpool, OwnerLink, another_owns
 from orchestrator.retry import Cause
@@ -184,7 +185,8 @@ class Arrival:
                     disk_bytes=self._execution.resources.disk_bytes,
                 )
                 crash_point("after_prepare")
-                box = SandboxSpec(spec.image or settings.image, self._execution.resources, slot.path, settings.runtime)
+                image = spec.image or harness_of(spec).image or settings.image
+                box = SandboxSpec(image, self._execution.resources, slot.path, settings.runtime)
                 await parts.driver.ensure(box, self.sandbox_id)
                 return
             except EngineUnavailable as away:

@@ -6,12 +6,14 @@ The contract between a sandbox and any harness, version CARREL/1. Nothing of the
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 from orchestrator.execution import Execution, OutputMode, StdinMode
-from orchestrator.harnesses import Harness, argv_of, harness_of
+from orchestrator.harnesses import Harness, argv_of, fill, harness_of
 from orchestrator.history import Message
 
 INTERFACE: Final = "CARREL/1"
@@ -22,10 +24,32 @@ ARTIFACTS_DIR: Final = "/workspace/artifacts"
 HOME: Final = "/state/home"
 PATH: Final = "/state/home/.local/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
+NO_GATEWAY: Final[Mapping[str, str]] = MappingProxyType({})
 
-def environment_of(execution: Execution, *, resumed: bool, task_file: Path) -> dict[str, str]:
+#: Written by the harness's own user, inside, and by rename: the host opens nothing there, and a kill in the middle
+#: leaves no half file. Then it becomes the harness; a program that is missing ends as in a shell, with 127 (126 if it
+#: is none).
+_LAY_FILES: Final = """
+import json, os, sys
+for path, text, mode in json.loads(sys.argv[1]):
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path + ".carrel-new", "w", encoding="utf-8", errors="surrogateescape") as file:
+        file.write(text)
+        os.fchmod(file.fileno(), mode)
+    os.rename(path + ".carrel-new", path)
+try:
+    os.execvp(sys.argv[2], sys.argv[2:])
+except OSError as failure:
+    print(f"{sys.argv[2]}: {failure.strerror}", file=sys.stderr)
+    sys.exit(127 if isinstance(failure, FileNotFoundError) else 126)
+"""
+
+
+def environment_of(
+    execution: Execution, *, resumed: bool, task_file: Path, gateway: Mapping[str, str] = NO_GATEWAY
+) -> dict[str, str]:
     """The whole environment of the harness's process, the submitter's `env` included (it may override all but the
-    contract's own)."""
+    contract's own). `gateway`: what `Gateways.environment` says."""
     spec = execution.spec
     contract = {
         "GATEWAY_INTERFACE": INTERFACE,
@@ -47,18 +71,28 @@ def environment_of(execution: Execution, *, resumed: bool, task_file: Path) -> d
     if execution.deadline_at is not None:
         contract["DEADLINE"] = _rfc3339(execution.deadline_at)
     usual = {"PATH": PATH, "HOME": HOME, "USER": "agent", "LANG": "C.UTF-8", "TERM": "dumb"}
-    return {**usual, **harness_of(spec).env, **spec.env, **contract}
+    values = _placeholders(execution, gateway)
+    declared = {name: fill(text, values) for name, text in harness_of(spec).env.items()}
+    return {**usual, **gateway, **declared, **spec.env, **contract}
 
 
 def start_of(
-    execution: Execution, *, resumed: bool, inbox_base: int, task_file: Path, spool_limit_bytes: int
+    execution: Execution,
+    *,
+    resumed: bool,
+    inbox_base: int,
+    task_file: Path,
+    spool_limit_bytes: int,
+    gateway: Mapping[str, str] = NO_GATEWAY,
 ) -> tuple[dict[str, Any], bytes]:
-    """Fields and payload of init's `start`."""
+    """Fields and payload of init's `start`. Raises BadInput for a harness that is not declared, or a task it cannot
+    take."""
     spec, harness = execution.spec, harness_of(execution.spec)
+    harness.check(spec)
     task = spec.task.encode()
     fields: dict[str, Any] = {
-        "argv": list(argv_of(spec)),
-        "env": environment_of(execution, resumed=resumed, task_file=task_file),
+        "argv": _argv(execution, resumed=resumed, gateway=gateway),
+        "env": environment_of(execution, resumed=resumed, task_file=task_file, gateway=gateway),
         "cwd": WORKSPACE,
         "stdin": stdin_of(execution),
         "output": output_of(execution),
@@ -75,6 +109,33 @@ def start_of(
     if first := first_input(execution, harness):
         fields["stdin_first"] = first
     return fields, task
+
+
+def _argv(execution: Execution, *, resumed: bool, gateway: Mapping[str, str]) -> list[str]:
+    """The command line, with what writes the harness's files before it. A submitter's own command is as it is."""
+    spec, harness = execution.spec, harness_of(execution.spec)
+    if harness.argv is None:
+        return list(spec.command)
+    values = _placeholders(execution, gateway)
+    argv = [fill(text, values) for text in argv_of(spec, resumed=resumed)]
+    if not harness.files:
+        return argv
+    files = [[file.path, fill(file.text, values), file.mode] for file in harness.files]
+    return ["/usr/bin/python3", "-I", "-S", "-c", _LAY_FILES, json.dumps(files), *argv]
+
+
+def _placeholders(execution: Execution, gateway: Mapping[str, str]) -> dict[str, str]:
+    """The values of `harnesses.PLACEHOLDERS`; what there is no gateway for is empty."""
+    return {
+        "task": execution.spec.task,
+        "model": gateway.get("MODEL", execution.spec.model),
+        "gateway": gateway.get("CARREL_GATEWAY", ""),
+        "token": gateway.get("CARREL_GATEWAY_TOKEN", ""),
+        "state": STATE_DIR,
+        "home": HOME,
+        "workspace": WORKSPACE,
+        "execution": execution.id,
+    }
 
 
 def first_input(execution: Execution, harness: Harness) -> bytes:

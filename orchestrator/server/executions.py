@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Annotated, Final, Literal
 
 from fastapi import APIRouter, Header, Query, Request, Response
@@ -15,7 +16,7 @@ from orchestrator.errors import BadInput, Conflict
 from orchestrator.events import Cursor
 from orchestrator.execution import CancelWant, Execution, FileRef, OutcomeKind
 from orchestrator.executions import Filter
-from orchestrator.harnesses import harness_of
+from orchestrator.harnesses import BUILT_IN
 from orchestrator.lifecycle import ExecutionState
 from orchestrator.server.parts import Parts, Reader, ThePart, Writer
 from orchestrator.server.waiting import first_page, preferred_wait_s
@@ -57,12 +58,13 @@ async def submit(
         resources=parts.settings.default_resources,
         limits=parts.settings.default_limits,
     )
-    harness_of(spec)
+    harness = parts.settings.catalogue.get(spec.harness)
+    harness.check(spec)
     files = await _files(parts, body.files)
     # Of the body, not of the spec: the installation's defaults may change between two sends of one key.
     digest = hashlib.sha256(json.dumps(body.model_dump(), sort_keys=True).encode()).hexdigest()
     submitted = await parts.executions.submit(
-        body.spec(tenant=caller.tenant, files=files, resources=spec.resources, limits=spec.limits),
+        replace(spec, files=files, declared=None if harness.name in BUILT_IN else harness),
         execution_id=new_execution_id(),
         idempotency_key=idempotency_key,
         body_digest=digest if idempotency_key else "",

@@ -20,6 +20,7 @@ from orchestrator.clock import Clock
 from orchestrator.errors import Forbidden, NotFound, Unauthorized
 from orchestrator.execution import GIB, KIB, Execution, Limits, Resources
 from orchestrator.executions import Executions
+from orchestrator.harnesses import Catalogue
 from orchestrator.history import History
 from orchestrator.reach import Reach
 from orchestrator.server.auth import Permit
@@ -52,6 +53,7 @@ class ServerSettings:
     upload_limit_bytes: int = 1 * GIB
     default_resources: Resources = field(default_factory=Resources)
     default_limits: Limits = field(default_factory=Limits)
+    catalogue: Catalogue = field(default_factory=Catalogue)
     heartbeat_s: float = 15.0
     long_poll_s: float = 15.0
     stall_limit_s: float = 20.0

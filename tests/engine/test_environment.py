@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import pytest
 
 from orchestrator.engine.environment import environment_of, inbox_base, input_of, start_of
 from orchestrator.execution import Execution, Limits, Spec
+from orchestrator.harnesses import Harness, HarnessFile
 from orchestrator.history import Message
 from orchestrator.lifecycle import ExecutionState
 
@@ -49,6 +52,50 @@ def test_the_whole_environment() -> None:
         "STATE_DIR": "/state",
         "ARTIFACTS_DIR": "/workspace/artifacts",
     }
+
+
+GATEWAY = {
+    "MODEL": "m",
+    "CARREL_GATEWAY": "http://gw",
+    "CARREL_GATEWAY_TOKEN": "cgt_1",
+    "OPENAI_BASE_URL": "http://gw/v1",
+}
+
+
+def test_a_declaration_is_filled_in(tmp_path: Path) -> None:
+    config = HarnessFile(
+        f"{tmp_path}/deep/config.json", '{"url": "{gateway}", "key": "{token}", "e": "{execution}"}', 0o600
+    )
+    mine = Harness(
+        "mine",
+        ("/bin/echo", "{model}", "{task}", "{state} {home} {workspace}"),
+        resume_argv=("mine", "--continue"),
+        env={"OPENAI_BASE_URL": "{gateway}/openai", "A": "1"},
+        files=(config,),
+    )
+    spec = Spec(task="do {model}", harness="mine", declared=mine, env={"A": "2"})
+    fields, _ = started(spec, gateway=GATEWAY)
+    assert fields["argv"][-4:] == ["/bin/echo", "m", "do {model}", "/state /state/home /workspace"]
+    told = {name: fields["env"][name] for name in ("MODEL", "OPENAI_BASE_URL", "A")}
+    assert told == {"MODEL": "m", "OPENAI_BASE_URL": "http://gw/openai", "A": "2"}
+    # What init starts writes the files, and becomes the program.
+    ran = subprocess.run(fields["argv"], capture_output=True, check=True)
+    assert ran.stdout == b"m do {model} /state /state/home /workspace\n"
+    written = Path(config.path)
+    assert written.read_text() == '{"url": "http://gw", "key": "cgt_1", "e": "exe_x"}'
+    assert written.stat().st_mode & 0o777 == 0o600
+    assert started(replace(spec, declared=replace(mine, files=())), resumed=True)[0]["argv"] == ["mine", "--continue"]
+
+
+def test_a_program_that_is_missing_ends_as_in_a_shell(tmp_path: Path) -> None:
+    mine = Harness("mine", ("/no/such",), files=(HarnessFile(f"{tmp_path}/x", ""),))
+    fields, _ = started(Spec(harness="mine", declared=mine))
+    ran = subprocess.run(fields["argv"], capture_output=True, check=False)
+    assert (ran.returncode, ran.stderr) == (127, b"/no/such: No such file or directory\n")
+
+
+def test_a_command_of_the_submitters_is_left_as_it_is() -> None:
+    assert started(Spec(harness="command", command=("echo", "{task}")))[0]["argv"] == ["echo", "{task}"]
 
 
 def test_a_deadline_is_told_both_ways() -> None:

@@ -17,12 +17,28 @@ from orchestrator.execution import (
     RetryPolicy,
     Spec,
 )
+from orchestrator.harnesses import Harness, HarnessFile
 from orchestrator.lifecycle import ExecutionState
 from orchestrator.stores.redis.record import of_outcome, of_spec, to_execution, to_outcome, to_spec
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+arguments = st.lists(text, max_size=3).map(tuple)
+harnesses = st.builds(
+    Harness,
+    name=text,
+    argv=st.none() | arguments,
+    resume_argv=st.none() | arguments,
+    env=st.dictionaries(text, text, max_size=2),
+    files=st.lists(st.builds(HarnessFile, path=text, text=text), max_size=2).map(tuple),
+    interrupt=st.integers(1, 64),
+    resumes=st.booleans(),
+    image=text,
+    api=text,
+)
 specs = st.builds(
     Spec,
+    harness=text,
+    declared=st.none() | harnesses,
     task=text,
     command=st.lists(text, max_size=3).map(tuple),
     env=st.dictionaries(text, text, max_size=3),

@@ -32,6 +32,7 @@ from orchestrator.execution import (
     Spend,
     Wants,
 )
+from orchestrator.harnesses import Harness, HarnessFile
 from orchestrator.lifecycle import ExecutionState
 
 # Built once: json.dumps with options makes an encoder for each call, a tenth of what an event costs.
@@ -107,7 +108,8 @@ def to_outcome(text: bytes | str) -> Outcome:
 def to_spec(text: bytes) -> Spec:
     got = json.loads(text)
     return Spec(
-        **_known(Spec, got, "command", "files", "resources", "limits", "retry", "egress"),
+        **_known(Spec, got, "declared", "command", "files", "resources", "limits", "retry", "egress"),
+        declared=_to_harness(got["declared"]) if got.get("declared") else None,
         command=tuple(got.get("command", ())),
         files=tuple(FileRef(**_known(FileRef, item)) for item in got.get("files", ())),
         resources=Resources(**_known(Resources, got.get("resources", {}))),
@@ -119,6 +121,16 @@ def to_spec(text: bytes) -> Spec:
 
 def _to_egress(got: Mapping[str, Any]) -> Egress:
     return Egress(tuple(got.get("allow", ())))
+
+
+def _to_harness(got: Mapping[str, Any]) -> Harness:
+    argv, resume_argv = got.get("argv"), got.get("resume_argv")
+    return Harness(
+        **_known(Harness, got, "argv", "resume_argv", "files"),
+        argv=None if argv is None else tuple(argv),
+        resume_argv=None if resume_argv is None else tuple(resume_argv),
+        files=tuple(HarnessFile(**_known(HarnessFile, item)) for item in got.get("files", ())),
+    )
 
 
 def _to_limits(got: Mapping[str, Any]) -> Limits:
