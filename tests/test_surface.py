@@ -8,7 +8,9 @@ from types import ModuleType
 
 import pytest
 
-PACKAGES = [importlib.import_module(name) for name in ("orchestrator", "sandbox_init", "agent_harness")]
+PACKAGES = [
+    importlib.import_module(name) for name in ("orchestrator", "sandbox_init", "agent_harness", "scripted_model")
+]
 MODULES = [package.__name__ for package in PACKAGES] + [
     found.name
     for package in PACKAGES
