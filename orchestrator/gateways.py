@@ -3,6 +3,9 @@
 One gateway is open for each attempt a worker owns; it listens on a unix socket in the sandbox's slot, to which init's
 outlet carries what programs inside send to 127.0.0.1:OUTLET_PORT. A connection carries one exchange. Another worker
 that takes over opens its own at the same path; a request that has no byte of an answer yet goes there by itself.
+
+So a gateway says a byte before it does what must not happen twice: an interim `100 Continue` is one, and every HTTP/1.1
+client takes it. And what it says has a length or is chunked: a killed worker's socket closes as an orderly one does.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """A program of its own: `python3 -I -S -B scripted_box.py <plan as JSON>` makes one box of the scripted driver.
 
-The box is a real one, as far as root can make it in 30 ms without an image: init is PID 1 of its own pid, mount, ipc
-and uts namespaces, on the host's own /usr, read-only. No network namespace, no capability dropped, no limit: it is for
-trusting tests and demos, not for agents.
+The box is a real one, as far as root can make it in 30 ms without an image: init is PID 1 of its own pid, mount, ipc,
+uts and network namespaces (the last holds a loopback, as a container's does), on the host's own /usr, read-only. No
+capability dropped, no limit: it is for trusting tests and demos, not for agents.
 
 Two processes stay: a keeper, which notes how the box ended, and init. This one returns when both run. Knows nothing of
 frames; imports nothing but the standard library, since it does not run inside our package.
@@ -11,14 +11,19 @@ frames; imports nothing but the standard library, since it does not run inside o
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import json
 import os
 import signal
+import socket
+import struct
 import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
 CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC, CLONE_NEWPID = 0x20000, 0x4000000, 0x8000000, 0x20000000
+CLONE_NEWNET = 0x40000000
+SIOCSIFFLAGS, IFF_UP, IFF_RUNNING = 0x8914, 0x1, 0x40
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = (
     1,
     2,
@@ -120,7 +125,8 @@ def keep(plan: dict[str, Any], said: int) -> NoReturn:
     for descriptor in (0, 1, 2):  # whoever made us reads our stderr to its end
         os.dup2(quiet, descriptor)
     try:
-        check(libc.unshare(CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWPID), "unshare")
+        check(libc.unshare(CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWPID | CLONE_NEWNET), "unshare")
+        raise_loopback()
         pid = os.fork()
     except OSError as error:
         os.write(said, str(error).encode())
@@ -132,6 +138,12 @@ def keep(plan: dict[str, Any], said: int) -> NoReturn:
     code = wait(pid, plan["run_for_s"], plan["exit_code"])
     write(box / "exit", str(code))
     os._exit(0)
+
+
+def raise_loopback() -> None:
+    """A new network namespace has one, down; init's outlet listens on it."""
+    with socket.socket() as any_socket:
+        fcntl.ioctl(any_socket, SIOCSIFFLAGS, struct.pack("16sH14x", b"lo", IFF_UP | IFF_RUNNING))
 
 
 def wait(pid: int, run_for_s: float | None, exit_code: int) -> int:

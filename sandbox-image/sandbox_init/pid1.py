@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
     from sandbox_init.frames import Frame, Value
+    from sandbox_init.outlet import Outlet
 
 PRIVATE = "/run/carrel"
 CTL = "/run/carrel/ctl"
@@ -70,6 +71,7 @@ class Init:
         self._children: dict[int, Callable[[int], None]] = {}
         self._stopping = False
         self._retrying = False
+        self._outlet: Outlet | None = None
         self.loop = Loop()
         self._catch_signals()
         self.gate = Gate(self.loop, control, spawner_pid)
@@ -89,6 +91,7 @@ class Init:
             self.harness,
             self.reap,
             self.shutdown,
+            self.open_outlet,
             self._measure,
             os.environ.get("CARREL_SANDBOX_ID", ""),
         )
@@ -103,6 +106,13 @@ class Init:
     def reap(self, pid: int, reaped: Callable[[int], None]) -> None:
         """Call `reaped(wait status)` when `pid` has ended."""
         self._children[pid] = reaped
+
+    def open_outlet(self, port: int) -> None:
+        """Listen on loopback for what goes to the gateway. Idempotent. Raises OSError."""
+        from sandbox_init.outlet import Outlet  # not held where nobody asks for it
+
+        self._outlet = self._outlet or Outlet(self.loop, CTL + "/gateway.sock", SPOOL)
+        self._outlet.open(port)
 
     # -- signals ---------------------------------------------------------------------------------------------------
 
@@ -179,6 +189,7 @@ class Init:
             "processes": processes - 1 - bool(self.gate.spawner_pid),
             "memory_bytes": _first_number(_MEMORY_FILES),
             "oom_kills": oom_kills(),
+            "outlet_connections": len(self._outlet.passages) if self._outlet else 0,
             "init_rss_anon_kb": int(status.split(b"RssAnon:", 1)[1].split(None, 1)[0]),
         }
 

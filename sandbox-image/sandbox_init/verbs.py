@@ -49,6 +49,7 @@ class Desk:
         harness: Harness,
         reap: Callable[[int, Callable[[int], None]], None],
         shutdown: Callable[[int], None],
+        open_outlet: Callable[[int], None],
         measure: Callable[[], dict[str, Value]],
         sandbox_id: str,
     ) -> None:
@@ -59,6 +60,7 @@ class Desk:
         self._harness = harness
         self._reap = reap
         self._shutdown = shutdown
+        self._open_outlet = open_outlet
         self._measure = measure
         self._sandbox_id = sandbox_id
         self._booted_ms = int(os.stat("/proc/self").st_ctime * 1000)
@@ -262,7 +264,13 @@ class Desk:
             "assignment": assignment,
         }
         stdin_first = _bytes_or_none(frame, "stdin_first")
+        outlet_port = _number(frame, "outlet_port", 0, 65_535, 0)
         self._harness_env = self._harness_env or env  # a repeated start changes nothing
+        if outlet_port and not self._harness.started:
+            try:
+                self._open_outlet(outlet_port)
+            except OSError as problem:
+                raise Refusal("start_failed", f"cannot listen on 127.0.0.1:{outlet_port}: {problem}") from None
         try:
             self._harness.start(argv, env, cwd, fields, (_task_file(frame), frame.payload), stdin_first)
         except (OSError, ProtocolError) as problem:

@@ -5,12 +5,14 @@ Knows the protocol's codec and the slot's layout; knows no expectation of any te
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import signal
 import socket
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -23,7 +25,10 @@ from sandbox_init.spool import SpoolReader
 
 SOURCE = Path(__file__).parents[2] / "sandbox-image" / "sandbox_init"
 PATIENCE_S = 60.0
+_CLONE_NEWNET = 0x40000000
 _ENTER = """
+/usr/bin/python3 -ISc 'import fcntl, socket, struct
+fcntl.ioctl(socket.socket(), 0x8914, struct.pack("16sH14x", b"lo", 0x41))' &&
 mount -t tmpfs -o mode=755 tmpfs /run && mkdir -p /run/carrel/ctl /run/carrel/spool &&
 mount --bind "$1/ctl" /run/carrel/ctl && mount --bind "$1/spool" /run/carrel/spool &&
 exec /usr/bin/env -i CARREL_SANDBOX_ID=sbx_test /usr/bin/python3 -I -S -B "$2/__main__.py"
@@ -170,6 +175,23 @@ class Box:
         start(client, script, **fields)
         return client
 
+    def dial(self, port: int, host: str = "127.0.0.1") -> socket.socket:
+        """A connection to a port of the sandbox's own loopback, as a program inside would make it."""
+        made: list[socket.socket] = []
+
+        def within() -> None:  # a thread of its own: it never comes back to our network namespace
+            namespace = os.open(f"/proc/{self.init_pid}/ns/net", os.O_RDONLY)
+            try:
+                assert ctypes.CDLL(None).setns(namespace, _CLONE_NEWNET) == 0
+                made.append(socket.create_connection((host, port), timeout=PATIENCE_S))
+            finally:
+                os.close(namespace)
+
+        thread = threading.Thread(target=within)
+        thread.start()
+        thread.join()
+        return made[0]
+
     def kill_init(self) -> None:
         os.kill(self.init_pid, signal.SIGKILL)
 
@@ -206,13 +228,14 @@ def make_slot() -> Path:
 
 @contextmanager
 def in_namespace(slot: Path, code: Path = SOURCE) -> Iterator[Box]:
-    """init as PID 1 of new pid and mount namespaces; everything in them dies with it."""
+    """init as PID 1 of new pid, mount and network namespaces, the last with a loopback (SIOCSIFFLAGS: up, running) and
+    nothing else, as a container has it; everything in them dies with it."""
     with socket.socket(socket.AF_UNIX) as ready:
         ready.bind(str(slot / "ctl" / "ready.sock"))
         ready.listen(1)
         ready.settimeout(PATIENCE_S)
         process = subprocess.Popen(
-            ["unshare", "-pfm", "--mount-proc", "--kill-child", "sh", "-c", _ENTER, "sh", str(slot), str(code)],
+            ["unshare", "-pfmn", "--mount-proc", "--kill-child", "sh", "-c", _ENTER, "sh", str(slot), str(code)],
             stdin=subprocess.DEVNULL,
         )
         try:
