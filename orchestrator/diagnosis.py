@@ -15,7 +15,7 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -70,6 +70,7 @@ def examine(settings: Settings) -> Iterator[Check]:
     yield from data_directory(settings)
     yield from store(settings)
     yield port(settings)
+    yield from inner_ranges(settings.egress_private_allow)
 
 
 def misspelt() -> Iterator[Check]:
@@ -321,6 +322,13 @@ def clock(theirs_s: float, ours_s: float) -> Check:
         return Check("clock", Verdict.OK, f"within {apart_s:.1f} s of the store's")
     remedy = "run an NTP client on both (nothing expires early by it, but times shown are wrong)"
     return Check("clock", Verdict.WARN, f"{apart_s:.0f} s away from the store's", remedy)
+
+
+def inner_ranges(opened: Sequence[str]) -> Iterator[Check]:
+    """Ranges that are not public and yet open to sandboxes: right for a registry, dear when forgotten."""
+    if opened:
+        remedy = "narrow egress_private_allow to the servers that are meant: whoever may submit may name them"
+        yield Check("egress", Verdict.WARN, f"sandboxes may reach {', '.join(opened)} by names they allow", remedy)
 
 
 # ---- the port --------------------------------------------------------------------------------------------------------

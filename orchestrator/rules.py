@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from ipaddress import ip_network
 from pathlib import Path
+from typing import cast
 
 from orchestrator.execution import GIB, MIB
 
@@ -82,6 +84,13 @@ def listing(words: str) -> Rule:
         return tuple(item.strip() for item in items if item.strip())
 
     return Rule(f"{words}, comma-separated", parse)
+
+
+def ranges() -> Rule:
+    def parse(value: object) -> tuple[str, ...]:
+        return tuple(str(ip_network(text)) for text in cast(tuple[str, ...], listing("").parse(value)))
+
+    return Rule("address ranges (10.1.0.0/16, fd12::/64), comma-separated", parse)
 
 
 def directory() -> Rule:

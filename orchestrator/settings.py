@@ -19,7 +19,7 @@ from typing import Any, Final, cast
 
 from orchestrator.errors import BadInput
 from orchestrator.execution import GIB, KIB, MIB, Limits, Resources
-from orchestrator.rules import Rule, choice, directory, listing, number, seconds, size, text, whole
+from orchestrator.rules import Rule, choice, directory, listing, number, ranges, seconds, size, text, whole
 
 PREFIX: Final = "CARREL_"
 # Read by the client, or by tests and make; listed so that a misspelt setting can be told from them.
@@ -147,6 +147,16 @@ class Settings:
         seconds(0, 10 * 365 * 86_400),
         7 * 86_400.0,
         "How long a finished execution, its history and files are kept; 0 keeps them for ever.",
+    )
+
+    # ---- the way out of a sandbox
+    egress_private_allow: tuple[str, ...] = setting(
+        ranges(),
+        (),
+        "Ranges of addresses that are not public and may yet be reached through the egress proxy, by names that an "
+        "execution allows: an internal package registry, say. Cloud metadata stays shut in any range; only its own "
+        "address (169.254.169.254/32) opens it.",
+        shown="none",
     )
 
     # ---- what an execution gets when it asks for nothing

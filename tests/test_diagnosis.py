@@ -260,3 +260,10 @@ def test_it_starts_and_changes_nothing(short_dir: Path) -> None:
     doctor(short_dir, CARREL_DRIVER="scripted")
     assert list(short_dir.iterdir()) == []
     assert short_dir.stat().st_mtime <= before
+
+
+def test_ranges_opened_to_sandboxes_are_shown_and_none_is_silent(tmp_path: Path) -> None:
+    assert list(diagnosis.inner_ranges(settings(tmp_path).egress_private_allow)) == []
+    opened = settings(tmp_path, egress_private_allow="10.1.0.0/16, fd12::/64").egress_private_allow
+    (check,) = diagnosis.inner_ranges(opened)
+    assert check.verdict is WARN and "10.1.0.0/16, fd12::/64" in check.seen and check.remedy
