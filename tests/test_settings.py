@@ -60,6 +60,8 @@ def test_sizes(written: object, bytes_: int) -> None:
         ("default_memory_bytes", "-1"),
         ("driver", "podman"),
         ("allowed_hosts", 3),
+        ("egress_private_allow", "10.1.0.5/16"),  # bits beyond the mask: which was meant?
+        ("egress_private_allow", "internal.example"),
         ("data_dir", "a\0b"),
     ],
 )
