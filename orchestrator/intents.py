@@ -91,9 +91,10 @@ class Intents(Protocol):
     ) -> Begun:
         """Write the intent, with its `intent.recorded`, before it is acted on; durable when this returns.
 
-        There already: open and begun by this `run` → go (it was asked twice); done, failed → not again; settled `retry`
-        → go; open from another run → go where the effect, as told then and now, is none or idempotent, else in_doubt,
-        with one `intent.in_doubt`; in doubt stays so, for every run. Each go to another run writes `intent.recorded`.
+        There already: open and begun by this `run` of this attempt → go (it was asked twice); done, failed → not again;
+        settled `retry` → go; open from another run → go where the effect, as told then and now, is none or idempotent,
+        else in_doubt, with one `intent.in_doubt`; in doubt stays so, for every run. Each go to another run writes
+        `intent.recorded`.
         Raises Fenced (also for an attempt that is over), KeyReused (same key, other digest), TooMany (INTENTS,
         JOURNAL_BYTES), BadInput (the bounds above)."""
 

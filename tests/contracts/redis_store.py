@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
-from orchestrator.events import Entry
+from orchestrator.events import Cursor, Entry, Event
 from orchestrator.execution import Outcome, OutcomeKind, Reason, Spec
 from orchestrator.executions import Claim
 from orchestrator.history import Appended, Change, Lease, Spooled
 from orchestrator.lifecycle import ExecutionState, Trigger
-from orchestrator.stores.redis import Keys, RedisExecutions, RedisHistory, Server
+from orchestrator.stores.redis import Keys, RedisCalls, RedisExecutions, RedisHistory, RedisIntents, Server
 
 SUCCEEDED = Outcome(OutcomeKind.SUCCEEDED, Reason.EXIT_CODE, exit_code=0)
 
@@ -22,6 +23,14 @@ class Store:
     keys: Keys
     executions: RedisExecutions
     history: RedisHistory
+
+    @cached_property
+    def calls(self) -> RedisCalls:
+        return RedisCalls(self.server, self.keys)
+
+    @cached_property
+    def intents(self) -> RedisIntents:
+        return RedisIntents(self.server, self.keys)
 
     async def submitted(self, execution_id: str = "exe_a", **spec: object) -> str:
         made = await self.executions.submit(replace(Spec(), **spec), execution_id=execution_id)  # type: ignore[arg-type]
@@ -69,6 +78,31 @@ class Store:
         """From RUNNING; uses own and own + 1."""
         await self.move(lease, Trigger.EXITED, own=own)
         return await self.move(lease, Trigger.STOPPED, own=own + 1, outcome=outcome)
+
+    async def next_attempt(self, lease: Lease, *, own: int, attempt: int = 2) -> Lease:
+        """The sandbox is lost; another attempt runs under another epoch, whose own 1 and 2 are used. From RUNNING."""
+        await self.move(lease, Trigger.SANDBOX_LOST, own=own, attempt=attempt - 1, failures=1)
+        claim = await self.claimed("w2")
+        await self.place(claim.lease, own=1, attempt=attempt)
+        await self.move(claim.lease, Trigger.HARNESS_STARTED, own=2, attempt=attempt)
+        return claim.lease
+
+    async def adopted(self) -> Lease:
+        """Its owner has died; another goes on with the same attempt."""
+        await self.pass_time(16)
+        return (await self.claimed("w2")).lease
+
+    async def told(self, *types: str, execution_id: str = "exe_a") -> list[Event]:
+        """The events of these types, in order. Checks on the way that nothing is missing in seq."""
+        found: list[Event] = []
+        cursor = Cursor()
+        while True:
+            page = await self.history.read(execution_id, cursor)
+            assert [e.seq for e in page.events] == list(range(cursor.seq + 1, cursor.seq + 1 + len(page.events)))
+            found += [e for e in page.events if e.type in types]
+            cursor = page.next
+            if cursor.seq >= page.tail:
+                return found
 
     async def pass_time(self, seconds: float) -> None:
         """Let the store's logical clock stand that much later: nobody has to wait for a lease."""

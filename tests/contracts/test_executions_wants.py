@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from orchestrator.errors import BadInput, Conflict, NotFound
 from orchestrator.events import Cursor
 from orchestrator.execution import (
+    Budget,
+    BudgetWant,
     CancelWant,
+    Egress,
+    EgressWant,
     InterruptWant,
     Limits,
     OutcomeKind,
@@ -16,7 +22,7 @@ from orchestrator.execution import (
     Resources,
     ResourcesWant,
 )
-from orchestrator.executions import Nothing
+from orchestrator.executions import Nothing, Want
 from orchestrator.history import Change
 from orchestrator.lifecycle import ExecutionState, Trigger
 from tests.contracts.redis_store import Store, lines
@@ -165,3 +171,75 @@ class TestInterrupt:
         with pytest.raises(Conflict) as refused:
             await store.executions.want("exe_a", InterruptWant("i1", 2))
         assert refused.value.data["attempt"] == 1
+
+
+EGRESS = EgressWant("e1", Egress(("example.org", "*.example.net:8443")))
+BUDGET = BudgetWant("b1", Budget(micros=5_000_000, tokens=10**12, on_exceeded="wait"))
+AT_ONCE = pytest.mark.parametrize("want", [EGRESS, BUDGET], ids=["egress", "budget"])
+
+
+def stands(want: Want) -> dict[str, object]:
+    """What the record says of it."""
+    return {"egress": want.egress} if isinstance(want, EgressWant) else {"budget": want.budget}  # type: ignore[union-attr]
+
+
+class TestAtOnce:
+    @AT_ONCE
+    async def test_it_stands_with_its_one_event_and_the_owner_is_rung(self, store: Store, want: Want) -> None:
+        await store.running()
+        before = await store.executions.get("exe_a")
+        after = await store.executions.want("exe_a", want)
+        assert after == replace(before, tail=before.tail + 1, **stands(want))  # type: ignore[arg-type]
+        assert after == await store.executions.get("exe_a")
+        assert after.spec == before.spec
+        (event,) = (await store.history.read("exe_a", Cursor(1, before.tail))).events
+        if isinstance(want, EgressWant):
+            assert (event.type, event.data) == ("egress.changed", {"id": "e1", "allow": list(want.egress.allow)})
+        else:
+            figures = {"id": "b1", "micros": 5_000_000, "tokens": 10**12, "on_exceeded": "wait"}
+            assert (event.type, event.data) == ("budget.changed", figures)
+        assert await store.executions.wait("w1", shared=False, timeout_s=30) == ("exe_a",)
+
+    @AT_ONCE
+    async def test_the_same_id_again_changes_nothing(self, store: Store, want: Want) -> None:
+        await store.running()
+        first = await store.executions.want("exe_a", want)
+        assert await store.executions.want("exe_a", want) == first
+        other = EgressWant("e2", Egress()) if isinstance(want, EgressWant) else BudgetWant("b2", Budget())
+        last = await store.executions.want("exe_a", other)
+        assert stands(other).items() <= {"egress": last.egress, "budget": last.budget}.items()
+        assert await store.executions.want("exe_a", want) == last
+
+    @AT_ONCE
+    async def test_what_waits_or_sleeps_takes_it_and_goes_on_waiting(self, store: Store, want: Want) -> None:
+        await store.submitted()
+        assert (await store.executions.want("exe_a", want)).state is ExecutionState.QUEUED
+        lease = (await store.claimed()).lease
+        await store.place(lease, own=1)
+        await store.move(lease, Trigger.HARNESS_STARTED, own=2)
+        await store.move(lease, Trigger.HIBERNATE, own=3)
+        await store.move(lease, Trigger.CUT, own=4, seen=0)
+        after = await store.executions.want("exe_a", replace(want, id="x"))
+        assert after.state is ExecutionState.HIBERNATED
+        assert stands(want).items() <= {"egress": after.egress, "budget": after.budget}.items()
+
+    @AT_ONCE
+    async def test_not_when_it_is_ending(self, store: Store, want: Want) -> None:
+        lease = await store.running()
+        await store.move(lease, Trigger.EXITED, own=3)
+        with pytest.raises(Conflict):
+            await store.executions.want("exe_a", want)
+
+    async def test_until_then_it_is_as_submitted(self, store: Store) -> None:
+        limits = Limits(budget=Budget(micros=7))
+        await store.submitted(egress=Egress(("example.org",)), limits=limits)
+        execution = await store.executions.get("exe_a")
+        assert (execution.egress, execution.budget) == (Egress(("example.org",)), Budget(micros=7))
+        for want in (
+            EgressWant("e1", Egress()),
+            BudgetWant("b1", Budget()),
+        ):  # nothing, and no limit, can be wished for
+            await store.executions.want("exe_a", want)
+        execution = await store.executions.get("exe_a")
+        assert (execution.egress, execution.budget) == (Egress(), Budget())
+        assert (execution.spec.egress, execution.spec.limits) == (Egress(("example.org",)), limits)

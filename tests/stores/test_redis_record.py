@@ -8,6 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.execution import (
+    Budget,
+    Egress,
     FileRef,
     Limits,
     Outcome,
@@ -16,10 +18,12 @@ from orchestrator.execution import (
     Resources,
     RetryPolicy,
     Spec,
+    Spend,
 )
 from orchestrator.harnesses import Harness, HarnessFile
 from orchestrator.lifecycle import ExecutionState
 from orchestrator.stores.redis.record import of_outcome, of_spec, to_execution, to_outcome, to_spec
+from orchestrator.stores.redis.scripts import load
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 arguments = st.lists(text, max_size=3).map(tuple)
@@ -48,7 +52,18 @@ specs = st.builds(
     name=text,
     labels=st.dictionaries(text, text, max_size=3),
     resources=st.builds(Resources, cpus=st.floats(0.01, 64), memory_bytes=st.integers(1, 1 << 50)),
-    limits=st.builds(Limits, deadline_s=st.none() | st.floats(0.1, 1e6), grace_s=st.floats(0, 100)),
+    limits=st.builds(
+        Limits,
+        deadline_s=st.none() | st.floats(0.1, 1e6),
+        grace_s=st.floats(0, 100),
+        budget=st.builds(
+            Budget,
+            micros=st.none() | st.integers(0, 1 << 53),
+            tokens=st.none() | st.integers(0, 1 << 53),
+            on_exceeded=st.sampled_from(["fail", "wait"]),
+        ),
+    ),
+    egress=st.builds(Egress, st.lists(text, max_size=3).map(tuple)),
     retry=st.builds(RetryPolicy, max_failures=st.integers(0, 9), on_lost=st.sampled_from(["auto", "retry", "end"])),
     stdin=st.sampled_from([None, "none", "text", "jsonl"]),
 )
@@ -56,7 +71,15 @@ specs = st.builds(
 
 @given(specs)
 def test_a_spec_comes_back(spec: Spec) -> None:
-    assert to_spec(of_spec(spec)["spec"].encode()) == spec
+    fields = of_spec(spec)
+    assert to_spec(fields["spec"].encode()) == spec
+    record = {name: value.encode() for name, value in fields.items()}
+    execution = to_execution("exe_a", {**record, "state": b"QUEUED", "created": b"1"}, 0)
+    assert (execution.egress, execution.budget, execution.resources) == (
+        spec.egress,
+        spec.limits.budget,
+        spec.resources,
+    )
 
 
 @given(
@@ -74,7 +97,23 @@ def test_an_outcome_comes_back(outcome: Outcome) -> None:
 
 
 def test_a_default_spec_takes_no_room() -> None:
-    assert of_spec(Spec())["spec"] == "{}"
+    fields = of_spec(Spec())
+    assert fields["spec"] == "{}"
+    assert not {"egress", "budget"} & set(fields)
+
+
+def test_a_record_of_before_has_no_budget_and_no_way_out() -> None:
+    execution = to_execution("exe_a", {"spec": b"{}", "state": b"RUNNING", "created": b"1"}, 0)
+    assert (execution.egress, execution.budget) == (Egress(), Budget())
+    assert (execution.spend, execution.over_budget) == (Spend(), "")
+
+
+def test_what_was_spent_is_read_in_the_order_the_scripts_write() -> None:
+    listed = load("call_end").text.partition("local SPEND = {")[2].partition("}")[0]
+    names = [name.strip(" '\n") for name in listed.split(",") if name.strip()]
+    record = {name: str(n).encode() for n, name in enumerate(names, 1)}
+    execution = to_execution("exe_a", {"spec": b"{}", "state": b"RUNNING", "created": b"1", **record}, 0)
+    assert execution.spend == Spend(1, 2, 3, 4, 5, 6, 7)
 
 
 def test_what_a_newer_release_added_is_passed_over() -> None:

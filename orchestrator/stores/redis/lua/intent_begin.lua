@@ -19,7 +19,7 @@ if not of then
   of = { n = call('RPUSH', order, name), digest = digest }
 elseif of.digest ~= digest then
   return { 'reused' }
-elseif of.state == 'open' and of.run == run then
+elseif of.state == 'open' and of.run == run and of.attempt == attempt then
   return { 'ok', 1, told_intent(journal, name) }
 elseif of.state == 'done' or of.state == 'failed' then
   go = false
