@@ -29,11 +29,12 @@ class ModelApi(StrEnum):
 @dataclass(frozen=True, slots=True)
 class Provider:
     """Somewhere that serves models. `base_url` without `/v1`. `models`: name patterns (`*`), first match of all
-    providers counts. `key`: sent as its api wants it; never logged, never shown; "" = none needed."""
+    providers counts. `apis`: the first is the one it likes best. `key`: sent as its api wants it; never logged, never
+    shown; "" = none needed."""
 
     name: str
     base_url: str
-    apis: frozenset[ModelApi]
+    apis: tuple[ModelApi, ...]
     key: str = field(default="", repr=False)
     models: tuple[str, ...] = ("*",)
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
@@ -41,15 +42,21 @@ class Provider:
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """Micro-dollars for a million tokens (which is dollars a million times a million: $3 = 3,000,000)."""
+    """Micro-dollars for a million tokens (which is dollars a million times a million: $3 = 3,000,000). A call whose
+    input, cached or not, is longer than `long_above_tokens` costs `long` instead, all of it."""
 
     input: int
     output: int
     cache_read: int = 0
     cache_write: int = 0
+    long: Price | None = None
+    long_above_tokens: int = 0
 
     def of(self, usage: ModelUsage) -> int:
         """What this usage costs, in micro-dollars, rounded up."""
+        input_tokens = usage.input_tokens + usage.cache_read_tokens + usage.cache_write_tokens
+        if self.long is not None and input_tokens > self.long_above_tokens:
+            return self.long.of(usage)
         total = (
             usage.input_tokens * self.input
             + usage.output_tokens * self.output
@@ -68,7 +75,7 @@ class ModelPolicy:
     prices: Mapping[str, Price] = field(default_factory=dict)
     allowed: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     default_model: str = ""
-    default_api: ModelApi = ModelApi.MESSAGES
+    default_api: ModelApi | None = None  # None: as each provider likes best
     request_bytes: int = 32 << 20
     concurrency: int = 8  # of one execution
     retries: int = 6  # after 429, 5xx, or no connection; none once a byte of an answer came
@@ -104,10 +111,10 @@ class ModelPolicy:
         return None
 
     def api_of(self, model: str) -> ModelApi:
-        """How to speak to this model: as its provider does, the default api where that is one of them."""
+        """How to speak to this model: by the default api where its provider has that, else as that likes best."""
         for provider in self.providers:
             if any(fnmatchcase(model, pattern) for pattern in provider.models):
-                if self.default_api in provider.apis:
+                if self.default_api is not None and self.default_api in provider.apis:
                     return self.default_api
-                return min(provider.apis)
-        return self.default_api
+                return provider.apis[0]
+        return self.default_api or ModelApi.MESSAGES
