@@ -20,6 +20,7 @@ class Cause(StrEnum):
     SANDBOX_LOST = "sandbox_lost"
     INIT_LOST = "init_lost"
     HOST_LOST = "host_lost"
+    HARNESS_KILLED = "harness_killed"  # by a signal nobody sent through Carrel, and not for want of memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,7 @@ _REASON = {
     Cause.SANDBOX_LOST: Reason.SANDBOX_LOST,
     Cause.INIT_LOST: Reason.INIT_LOST,
     Cause.HOST_LOST: Reason.HOST_LOST,
+    Cause.HARNESS_KILLED: Reason.SIGNAL,
 }
 _LOSSES = frozenset({Cause.SANDBOX_LOST, Cause.INIT_LOST, Cause.HOST_LOST})
 _FINAL = frozenset({Cause.IMAGE_MISSING, Cause.INFEASIBLE, Cause.BAD_START})
@@ -56,14 +58,15 @@ def decide(
     """`failures` counts those before this one, `ran`: the harness had started in some attempt, `resumes`: it declared
     that it can go on in its old files, `files_intact`: they survived. Nothing that ran is run again silently
     (reliability P4): after a loss `auto` tries again only a harness that never ran, or one that resumes and has its
-    files; `retry` always does."""
+    files; `retry` always does. A harness that was killed is such a loss, with a policy of its own (`on_killed`)."""
     kind = OutcomeKind.LOST if cause in _LOSSES else OutcomeKind.FAILED
     end = GiveUp(Outcome(kind, _REASON[cause], detail))
     if cause in _FINAL or failures + 1 > policy.max_failures:
         return end
-    if cause in _LOSSES and ran:
-        if policy.on_lost == "end":
+    if ran and (cause in _LOSSES or cause is Cause.HARNESS_KILLED):
+        again = policy.on_killed if cause is Cause.HARNESS_KILLED else policy.on_lost
+        if again == "end":
             return end
-        if policy.on_lost == "auto" and not (resumes and files_intact):
+        if again == "auto" and not (resumes and files_intact):
             return end
     return Again(min(policy.backoff_s * 2**failures, policy.backoff_max_s))

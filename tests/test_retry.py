@@ -49,6 +49,24 @@ def test_after_a_loss(cause: Cause, on_lost: str, ran: bool, resumes: bool, inta
         assert decision.outcome.message == "why"
 
 
+@pytest.mark.parametrize(
+    ("on_killed", "resumes", "intact", "again"),
+    [
+        ("auto", False, True, False),
+        ("auto", True, False, False),
+        ("auto", True, True, True),
+        ("retry", False, False, True),
+        ("end", True, True, False),
+    ],
+)
+def test_after_a_kill(on_killed: str, resumes: bool, intact: bool, again: bool) -> None:
+    policy = RetryPolicy(on_killed=on_killed, on_lost="retry" if on_killed == "end" else "end")  # type: ignore[arg-type]
+    decision = decided(Cause.HARNESS_KILLED, policy=policy, resumes=resumes, files_intact=intact)
+    assert isinstance(decision, Again) is again
+    if isinstance(decision, GiveUp):
+        assert (decision.outcome.kind, decision.outcome.reason) == (OutcomeKind.FAILED, Reason.SIGNAL)
+
+
 @pytest.mark.parametrize("cause", PASSING)
 def test_a_failed_start_is_tried_again_until_the_count_is_reached(cause: Cause) -> None:
     policy = RetryPolicy(max_failures=2)

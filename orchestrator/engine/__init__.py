@@ -5,12 +5,15 @@ dispatcher      claims while there is room, one task group per claim
 lease_keeper    renews one lease; its end ends the work
 attempt         one execution from claim to end: the actor
   steps         what to do next, as a pure function of what is known
+  approach      the line to init, or somebody on the way to it
   arrival       the way to a greeted init: slot, sandbox, line, start
+  way_out       the gateway: kept open, told, heard, closed
   relay         frames into the history, exactly once
   reading       what frames tell, pure (jsonl: parse)
   wishes        pause, resume, other resources, with their receipts
   steering      inbox to the harness's stdin
   placing       QUEUED to STARTING: the next attempt, by name, before anything is made
+  stopping      how far an end has come, by the clock
   closing       the ways an attempt is over, in the record first
   ending        outcome (pure) and artifacts
   scribe        the one pen: every append of one epoch

@@ -15,6 +15,7 @@ from typing import Final
 from orchestrator.engine.crash_point import crash_point
 from orchestrator.engine.environment import start_of
 from orchestrator.engine.parts import Parts
+from orchestrator.engine.way_out import WayOut
 from orchestrator.errors import (
     BadInput,
     CarrelError,
@@ -72,12 +73,15 @@ class Arrived:
 class Arrival:
     """For one attempt of one execution, which `sandbox_id` of its record names."""
 
-    def __init__(self, parts: Parts, lease: Lease, execution: Execution, changed: asyncio.Event) -> None:
+    def __init__(
+        self, parts: Parts, lease: Lease, execution: Execution, changed: asyncio.Event, way_out: WayOut
+    ) -> None:
         assert execution.sandbox_id is not None
         self._parts = parts
         self._lease = lease
         self._execution = execution
         self._changed = changed
+        self._way_out = way_out
         self._answered = False  # the last time somebody took our call, were it to hang up
         self.sandbox_id = execution.sandbox_id
         self.frozen = False  # as it was last seen from outside, whether init answers or not
@@ -95,6 +99,7 @@ class Arrival:
                 raise SandboxGone(Cause.START_FAILED, f"it ended before the harness began: {_words(status)}")
             await self._make(placement)
             crash_point("after_ensure")
+            await self._way_out.open()
             arrived = await self._try_to_connect(after, None)
             if arrived is None:
                 await asyncio.sleep(wait_s)
@@ -108,6 +113,7 @@ class Arrival:
                     inbox_base=placement.inbox_base,
                     task_file=self._parts.settings.task_file,
                     spool_limit_bytes=self._parts.settings.spool_limit_bytes,
+                    gateway=self._way_out.environment(),
                 )
                 try:
                     await link.start(fields, task)
@@ -124,6 +130,8 @@ class Arrival:
         deaf_since: float | None = None
         while True:
             status = await self._known_status()
+            if isinstance(status, Running):
+                await self._way_out.open()
             if isinstance(status, Absent):
                 raise SandboxGone(Cause.SANDBOX_LOST, "the sandbox is not there any more")
             if isinstance(status, Created):

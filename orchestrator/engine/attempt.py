@@ -13,17 +13,19 @@ import contextlib
 import logging
 import signal
 from collections import deque
+from collections.abc import Callable
 from itertools import islice
 from typing import Final
 
 from orchestrator import events
 from orchestrator.engine import ending
-from orchestrator.engine.arrival import Arrival, Arrived, Placement, SandboxGone
+from orchestrator.engine.approach import Approach
+from orchestrator.engine.arrival import Arrival, Placement, SandboxGone
 from orchestrator.engine.closing import Closing
 from orchestrator.engine.crash_point import crash_point
 from orchestrator.engine.environment import stdin_of
 from orchestrator.engine.parts import Parts
-from orchestrator.engine.placing import place, placement_of
+from orchestrator.engine.placing import place
 from orchestrator.engine.reading import INTERRUPT_PREFIX
 from orchestrator.engine.relay import Relay
 from orchestrator.engine.scribe import Scribe
@@ -38,6 +40,7 @@ from orchestrator.engine.steps import (
     Resume,
     Settle,
     Step,
+    StopForBudget,
     StopForCancel,
     StopForDeadline,
     Terminate,
@@ -45,6 +48,8 @@ from orchestrator.engine.steps import (
     View,
     next_step,
 )
+from orchestrator.engine.stopping import KILL_LIMIT_S, Stopping
+from orchestrator.engine.way_out import WayOut
 from orchestrator.engine.wishes import Wishes
 from orchestrator.errors import (
     BadInput,
@@ -57,7 +62,7 @@ from orchestrator.errors import (
     Unavailable,
 )
 from orchestrator.events import Entry
-from orchestrator.execution import Execution, Outcome, OutcomeKind
+from orchestrator.execution import Execution, Outcome
 from orchestrator.harnesses import harness_of
 from orchestrator.history import Change, Lease
 from orchestrator.lifecycle import WITH_SANDBOX, ExecutionState, Trigger
@@ -66,11 +71,11 @@ from orchestrator.sandbox import Running
 
 logger = logging.getLogger(__name__)
 
-KILL_LIMIT_S: Final = 10.0  # after SIGKILL to all: so long for the exit frame, then the sandbox is removed as it is
 _AGAIN_S: Final = 0.5  # after a part did not answer
 _SHORTLY_S: Final = 0.05
 STOP_SIGNAL: Final = "stop"
 _DEAD_FRAMES: Final = 4096
+_CALLS_PART: Final = 0.8  # of a drain's grace, for model calls under way; the rest is for the hand-over
 
 _S = ExecutionState
 
@@ -78,7 +83,14 @@ _S = ExecutionState
 class Attempt:
     """Runs one claimed execution. `poke` and `drain` may be called at any time; `run` ends by itself."""
 
-    def __init__(self, parts: Parts, lease: Lease, execution: Execution, deadline_in_s: float | None) -> None:
+    def __init__(
+        self,
+        parts: Parts,
+        lease: Lease,
+        execution: Execution,
+        deadline_in_s: float | None,
+        held: Callable[[], bool],
+    ) -> None:
         self._parts = parts
         self._lease = lease
         self._execution = execution
@@ -88,17 +100,12 @@ class Attempt:
         self._poked = True
         self._draining = False
         now = parts.clock.monotonic()
-        self._deadline_at = None if deadline_in_s is None else now + deadline_in_s
+        self._stopping = Stopping(parts.clock, execution, deadline_in_s)
+        self._held = held
         self._look_at = now + parts.settings.look_s
         self._rest_until = now
-        self._link: OwnerLink | None = None
-        self._arriving: asyncio.Task[Arrived] | None = None
-        self._placement: Placement | None = None
         self._started = False
         self._told_held = False
-        self._cause: Outcome | None = None
-        self._asked_at: float | None = None
-        self._killed_at: float | None = None
         self._interrupts: set[str] = set()
 
     def poke(self) -> None:
@@ -114,35 +121,45 @@ class Attempt:
     async def run(self) -> None:
         """Until it has ended, sleeps, waits for another attempt, or `drain`. Raises Fenced when the execution is
         another's."""
+        placement: Placement | None = None
         if self.scribe.state is _S.QUEUED:
             if self._draining:
                 return
-            self._execution, self._placement = await place(self._parts, self.scribe, self._execution)
+            self._execution, placement = await place(self._parts, self.scribe, self._execution)
         if self.scribe.state not in WITH_SANDBOX:
             return
-        execution = self._execution
-        self._relay = Relay(self._parts.history, self.scribe, execution)
-        self._steering = Steering(
-            self._parts.history, self.scribe, self._relay.reading, stdin_of(execution), execution.id
-        )
-        self._arrival = Arrival(self._parts, self._lease, execution, self._changed)
-        self._wishes = Wishes(self._parts, self.scribe, execution)
-        self._closing = Closing(self._parts, self.scribe, execution, self._steering)
+        self._take_places(self._execution, placement)
         if self.scribe.state in (_S.STOPPING, _S.HIBERNATING):
             self._relay.exit = await self._closing.recall_exit()
         try:
-            while self.scribe.state in WITH_SANDBOX and not self._draining:
+            while self.scribe.state in WITH_SANDBOX and not self._handed_over():
                 await self._turn()
         finally:
             await self._leave()
         if self.scribe.state not in WITH_SANDBOX:
             await self._closing.clean_up()
 
+    def _take_places(self, execution: Execution, placement: Placement | None) -> None:
+        """Everyone this attempt needs, now that it has its number and its sandbox's name."""
+        parts, history, scribe, changed = self._parts, self._parts.history, self.scribe, self._changed
+        self._way_out = WayOut(parts, self._lease, execution, scribe, self._held, changed)
+        self._relay = Relay(history, scribe, execution, lambda end: self._closing.killed(end, self._relay.failures))
+        self._steering = Steering(history, scribe, self._relay.reading, stdin_of(execution), execution.id)
+        self._arrival = Arrival(parts, self._lease, execution, changed, self._way_out)
+        self._approach = Approach(parts, scribe, execution, self._arrival, placement, changed)
+        self._wishes = Wishes(parts, scribe, execution)
+        self._closing = Closing(parts, scribe, execution, self._steering, self._stopping, self._way_out)
+
+    def _handed_over(self) -> bool:
+        """Everything is as another owner may find it: asked to, and no model call is under way any more."""
+        return self._draining and self._way_out.leave(self._parts.settings.drain_grace_s * _CALLS_PART)
+
     # -- one turn --------------------------------------------------------------------------------------------------
 
     async def _turn(self) -> None:
         self._changed.clear()
         try:
+            await self._way_out.write()
             heard = await self._hear()
             await self._look()
             step = next_step(self._view()) if self._parts.clock.monotonic() >= self._rest_until else None
@@ -157,12 +174,12 @@ class Attempt:
         except Resend as resend:
             # Our idea of the history was ahead of it: begin again from what it has.
             logger.warning("the history lacks frames; sending again", extra={"src": resend.src})
-            await self._drop_link()
+            await self._approach.hang_up()
             self.scribe.src = self._relay.reading.src = resend.src - 1
             return
         except LinkError as lost:
             logger.info("the line to init is gone", extra={"why": str(lost)})
-            await self._drop_link()
+            await self._approach.hang_up()
             return
         except Unavailable as away:
             logger.warning("a part does not answer", extra={"why": str(away)})
@@ -171,7 +188,7 @@ class Attempt:
 
     async def _hear(self) -> bool:
         """A batch of frames, and refusals, from init. True when there was something."""
-        link = self._link
+        link = self._approach.link
         if link is None:
             return False
         batch = await self._relay.pump(link)
@@ -197,7 +214,7 @@ class Attempt:
             signal_id = str(refusal.fields.get("id", ""))
             self._interrupts.discard(signal_id.removeprefix(INTERRUPT_PREFIX))
             if signal_id == STOP_SIGNAL:
-                self._asked_at = None
+                self._stopping.not_asked()
             self._rest_until = self._parts.clock.monotonic() + _SHORTLY_S
         elif verb == "start":
             self._started = False
@@ -224,12 +241,14 @@ class Attempt:
         if record.epoch != self._lease.epoch:
             raise Fenced("another worker claimed it", epoch=record.epoch)
         self._wants = record.wants
+        self._stopping.read(record)
+        self._way_out.update(record)
         self._wishes.resources = record.resources
         self._steering.tail = max(self._steering.tail, record.inbox_tail)
         if periodic:
             self._look_at = now + self._parts.settings.look_s
-            if self._link is not None and self.scribe.state is _S.RUNNING:
-                await self._observe(self._link)
+            if self._approach.link is not None and self.scribe.state is _S.RUNNING:
+                await self._observe(self._approach.link)
 
     async def _observe(self, link: OwnerLink) -> None:
         """What nobody rings for: frozen by another's hand, killed for memory, held back. An adopted execution is told
@@ -244,31 +263,24 @@ class Attempt:
         self._told_held = link.held
 
     def _view(self) -> View:
-        now = self._parts.clock.monotonic()
+        stopping, link = self._stopping, self._approach.link
         return View(
             state=self.scribe.state,
             wants=self._wants,
             attempt=self.scribe.attempt,
-            reachable=self._link is not None,
-            frozen=self._wishes.frozen or (self._link is None and self._arrival.frozen),
+            reachable=link is not None,
+            frozen=self._wishes.frozen or (link is None and self._arrival.frozen),
             exited=self._relay.exit is not None,
             harness_started=self._started,
-            deadline_passed=self._deadline_at is not None and now >= self._deadline_at,
-            no_grace=self._grace_s <= 0,
-            asked_to_stop=self._asked_at is not None,
-            grace_passed=self._asked_at is not None and now >= self._asked_at + self._grace_s,
-            killed=self._killed_at is not None,
-            kill_passed=self._killed_at is not None and now >= self._killed_at + KILL_LIMIT_S,
+            deadline_passed=stopping.deadline_passed,
+            budget_passed=stopping.budget_passed,
+            no_grace=stopping.grace_s <= 0,
+            asked_to_stop=stopping.was_asked,
+            grace_passed=stopping.grace_passed,
+            killed=stopping.killed,
+            kill_passed=stopping.kill_passed,
             interrupts_sent=frozenset(self._interrupts),
         )
-
-    @property
-    def _grace_s(self) -> float:
-        declared, cancel = self._execution.spec.limits.grace_s, self._wants.cancel
-        if cancel is None:
-            return declared
-        timed_out = self._cause is not None and self._cause.kind is OutcomeKind.TIMED_OUT
-        return min(declared, cancel.grace_s) if timed_out else cancel.grace_s
 
     @property
     def _delivered(self) -> int:
@@ -277,15 +289,9 @@ class Attempt:
     async def _wait(self) -> None:
         """Until something happens, or a moment comes that was waited for."""
         now = self._parts.clock.monotonic()
-        moments = [self._look_at]
+        moments = [self._look_at, *self._stopping.moments(self.scribe.state)]
         if self._rest_until > now:
             moments = [self._rest_until]
-        elif self._killed_at is not None:
-            moments.append(self._killed_at + KILL_LIMIT_S)
-        elif self._asked_at is not None:
-            moments.append(self._asked_at + self._grace_s)
-        elif self._deadline_at is not None and self.scribe.state is not _S.STOPPING:
-            moments.append(self._deadline_at)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(max(min(moments) - now, 0.001)):
                 await self._changed.wait()
@@ -294,17 +300,8 @@ class Attempt:
 
     async def _arrive(self) -> bool:
         """Have a line to init, or somebody on the way to it. True when something came of it."""
-        if self._link is not None:
-            return False
-        if self._arriving is None:
-            self._arriving = asyncio.create_task(self._reach(), name="arriving")
-            self._arriving.add_done_callback(lambda _: self._changed.set())
-            return False
-        if not self._arriving.done():
-            return False
-        arriving, self._arriving = self._arriving, None
         try:
-            arrived = arriving.result()
+            arrived = self._approach.arrived()
         except SandboxGone as gone:
             await self._bury(gone)
         except (Fenced, Unavailable):
@@ -315,17 +312,11 @@ class Attempt:
             logger.warning("the sandbox could not be started", extra={"code": error.code, "why": error.message})
             await self._closing.not_started(error, failures=self._relay.failures, delivered=self._delivered)
         else:
-            self._link, self._wishes.frozen, self._started = arrived.link, arrived.frozen, arrived.started
+            if arrived is None:
+                return False
+            self._wishes.frozen, self._started = arrived.frozen, arrived.started
             self._steering.greeted(arrived.link)
         return True
-
-    async def _reach(self) -> Arrived:
-        after = self.scribe.src
-        if self.scribe.state is not _S.STARTING:
-            return await self._arrival.reach(after, unstarted_too=self.scribe.state is _S.STOPPING)
-        if self._placement is None:
-            self._placement = await placement_of(self._parts, self._execution, self.scribe.tail)
-        return await self._arrival.begin(self._placement, after)
 
     async def _bury(self, gone: SandboxGone) -> None:
         """The sandbox is gone: what its spool holds is told first, then what became of it."""
@@ -337,28 +328,15 @@ class Attempt:
         if self._relay.exit is not None:
             return  # it had ended properly; the next step sees that
         if self.scribe.state is _S.STOPPING:
-            await self._closing.finish(self._cause, None, self._wants, self._delivered)
+            await self._closing.finish(None, self._delivered)
             return
         ran = self._relay.started or self._execution.started_at is not None
         await self._closing.lost(gone, ran=ran, failures=self._relay.failures, delivered=self._delivered)
 
-    async def _drop_link(self) -> None:
-        link, self._link = self._link, None
-        if link is not None:
-            await link.close()
-
-    async def _drop_arriving(self) -> None:
-        arriving, self._arriving = self._arriving, None
-        if arriving is None:
-            return
-        arriving.cancel()
-        await asyncio.wait([arriving])
-        if not arriving.cancelled() and arriving.exception() is None:
-            await arriving.result().link.close()
-
     async def _leave(self) -> None:
-        await self._drop_arriving()
-        await self._drop_link()
+        await self._approach.turn_back()
+        await self._approach.hang_up()
+        await self._way_out.drop()
 
     # -- steps -----------------------------------------------------------------------------------------------------
 
@@ -369,20 +347,22 @@ class Attempt:
                 await self._stop(Trigger.CANCEL, ending.cancelled(reason))
             case StopForDeadline():
                 await self._stop(Trigger.DEADLINE, ending.timed_out(self._execution.spec.limits.deadline_s))
+            case StopForBudget():
+                await self._stop(Trigger.BUDGET, ending.over_budget(self._stopping.over_budget))
             case Terminate():
                 await self._line.signal(STOP_SIGNAL, signal.SIGTERM, to="all")
-                self._asked_at = self._parts.clock.monotonic()
+                self._stopping.asked()
                 crash_point("after_terminate")
             case Kill():
                 await self._line.kill()
-                self._killed_at = self._parts.clock.monotonic()
+                self._stopping.kill_sent()
                 crash_point("after_kill")
             case Finish():
                 await self._finish()
             case Cut():
                 await self._closing.cut(self._delivered, self._relay.exit)
             case Pause() | Resume() | Resize():
-                await self._wishes.fulfil(step, self._link)
+                await self._wishes.fulfil(step, self._approach.link)
                 self._poked = True  # what is wished next is in the record
                 await (self._fell_asleep() if self._wishes.deaf else self._woke_up(step))
             case Thaw():
@@ -399,35 +379,35 @@ class Attempt:
 
     async def _fell_asleep(self) -> None:
         """init is frozen with the rest: what it said before is told, and nothing more is sent for it to answer."""
-        while self._link is not None and self._link.waiting:
+        while (link := self._approach.link) is not None and link.waiting:
             await self._hear()
-        await self._drop_link()
+        await self._approach.hang_up()
 
     async def _woke_up(self, step: Step) -> None:
         if isinstance(step, Resume | Thaw):
             self._arrival.frozen = False
-            if self._link is None:
-                await self._drop_arriving()  # it may be in the middle of a wait
+            if self._approach.link is None:
+                await self._approach.turn_back()  # it may be in the middle of a wait
 
     @property
     def _line(self) -> OwnerLink:
-        assert self._link is not None  # such a step is only taken where init is reachable
-        return self._link
+        assert self._approach.link is not None  # such a step is only taken where init is reachable
+        return self._approach.link
 
     async def _stop(self, trigger: Trigger, cause: Outcome) -> None:
-        await self._drop_arriving()  # if it was still being made, there is another way to reach it now
+        await self._approach.turn_back()  # if it was still being made, there is another way to reach it now
         await self.scribe.move(trigger)
-        self._cause = cause
+        self._stopping.cause = cause
         crash_point("after_stopping")
 
     async def _finish(self) -> None:
         """End what the harness left running, then write the end."""
-        if self._link is not None:
+        if (link := self._approach.link) is not None:
             with contextlib.suppress(LinkError, TimeoutError):
                 async with asyncio.timeout(KILL_LIMIT_S):
-                    await self._link.kill()
-                    await self._link.stat()  # answered after the kill was done: nothing writes into the files now
-        await self._closing.finish(self._cause, self._relay.exit, self._wants, self._delivered)
+                    await link.kill()
+                    await link.stat()  # answered after the kill was done: nothing writes into the files now
+        await self._closing.finish(self._relay.exit, self._delivered)
 
     async def _steer(self) -> None:
         steering = self._steering
@@ -437,7 +417,7 @@ class Attempt:
                 await self.scribe.write(entries, Change(delivered=settled))
                 self._relay.reading.delivered = settled
             return
-        if self._link is None or self.scribe.state not in (_S.RUNNING, _S.PAUSED):
+        if (link := self._approach.link) is None or self.scribe.state not in (_S.RUNNING, _S.PAUSED):
             return
         while steering.wants_to_send:
-            await steering.send(self._link)
+            await steering.send(link)

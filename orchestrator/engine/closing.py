@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from datetime import timedelta
+from typing import Final
 
 from orchestrator import events
 from orchestrator.clock import to_ms
@@ -18,9 +19,11 @@ from orchestrator.engine.parts import Parts
 from orchestrator.engine.reading import Exit
 from orchestrator.engine.scribe import Scribe
 from orchestrator.engine.steering import Steering
-from orchestrator.errors import CarrelError, NotFound
+from orchestrator.engine.stopping import Stopping
+from orchestrator.engine.way_out import WayOut
+from orchestrator.errors import CarrelError, NotFound, StoreUnavailable
 from orchestrator.events import Entry, Event
-from orchestrator.execution import Execution, Outcome, OutcomeKind, Reason, Wants
+from orchestrator.execution import Execution, Outcome, OutcomeKind, Reason
 from orchestrator.harnesses import harness_of
 from orchestrator.history import Change
 from orchestrator.lifecycle import ExecutionState, Trigger
@@ -28,35 +31,87 @@ from orchestrator.retry import Again, Cause, decide
 
 logger = logging.getLogger(__name__)
 
+_AGAIN_S: Final = 0.2
+
 
 class Closing:
     """Of one attempt."""
 
-    def __init__(self, parts: Parts, scribe: Scribe, execution: Execution, steering: Steering) -> None:
+    def __init__(
+        self,
+        parts: Parts,
+        scribe: Scribe,
+        execution: Execution,
+        steering: Steering,
+        stopping: Stopping,
+        way_out: WayOut,
+    ) -> None:
         assert execution.sandbox_id is not None
         self._parts = parts
         self._scribe = scribe
         self._execution = execution
         self._steering = steering
+        self._stopping = stopping
+        self._way_out = way_out
         self._sandbox_id = execution.sandbox_id
 
-    async def finish(self, cause: Outcome | None, end: Exit | None, wants: Wants, delivered: int) -> None:
-        """STOPPING → FINISHED, with receipts, artifacts and the outcome. `cause`: why it was stopped, None when
-        that was another's doing and only the history knows."""
-        if cause is None:
-            cause = await self._why_it_stops(wants)
+    async def finish(self, end: Exit | None, delivered: int) -> None:
+        """STOPPING → FINISHED, with receipts, artifacts and the outcome: the cause this owner decided on, else
+        another's, which the history knows, else that a call was over budget, else how the harness ended."""
+        cause = self._stopping.cause or await self._why_it_stops()
         if end is None:
             end = await self.recall_exit()
+        await self._way_out.close(0.0)
         if cause is None:  # it stopped by itself
-            cause = ending.exited(end) if end is not None else _unexplained()
+            figures = await self._refused_for_money()
+            if figures:
+                cause = ending.over_budget(figures)
+            else:
+                cause = ending.exited(end) if end is not None else _unexplained()
         outcome = ending.outcome_of(cause, end)
         await self._write_end(Trigger.STOPPED, outcome, [], delivered)
+
+    async def killed(self, end: Exit, failures: int) -> tuple[Entry, Change] | None:
+        """The harness of a running execution was ended by a signal: what is told and changed when another attempt is
+        to follow, None when this is the end of it. The interrupt's signal is nobody's kill: it was asked for."""
+        harness = harness_of(self._execution.spec)
+        if end.signal is None or end.oom or end.signal == harness.interrupt or await self._refused_for_money():
+            return None
+        detail = f"the harness was ended by signal {end.signal}"
+        decision = decide(
+            Cause.HARNESS_KILLED,
+            failures=failures,
+            policy=self._execution.spec.retry,
+            ran=True,
+            resumes=harness.resumes,
+            files_intact=await self._parts.workspaces.holds(self._sandbox_id),
+            detail=detail,
+        )
+        if not isinstance(decision, Again):
+            return None
+        # A call under way is what the next attempt begins with: its answer is worth waiting for.
+        await self._way_out.close(self._parts.settings.drain_grace_s)
+        lost = Entry(events.SANDBOX_LOST, {"reason": Cause.HARNESS_KILLED.value, "detail": detail})
+        return lost, self._due_in(decision.after_s, failures)
+
+    async def _refused_for_money(self) -> str:
+        """The figures, where the execution is to fail for it. The record is asked: the bell may be late."""
+        if self._stopping.unbounded:
+            return ""
+        while True:
+            try:
+                self._stopping.read(await self._parts.executions.get(self._execution.id))
+                return self._stopping.over_budget
+            except StoreUnavailable as away:  # held as an append would be: frames were read that must not be dropped
+                logger.warning("the store does not answer; holding", extra={"why": str(away)})
+            await asyncio.sleep(_AGAIN_S)
 
     async def cut(self, delivered: int, end: Exit | None) -> None:
         """HIBERNATING → HIBERNATED: nothing runs, the files stay. A message that came meanwhile wakes it at once."""
         if end is None:
             end = await self.recall_exit()
         seen = delivered if end is None or end.inbox is None else end.inbox
+        await self._way_out.close(self._parts.settings.drain_grace_s)
         crash_point("before_cut_append")
         await self._scribe.move(Trigger.CUT, Change(unowned=True, seen=seen))
         crash_point("after_cut_append")
@@ -76,6 +131,8 @@ class Closing:
             detail=gone.detail,
         )
         starting = gone.cause is Cause.START_FAILED
+        # What another attempt will ask first may be under way: its answer is worth waiting for.
+        await self._way_out.close(self._parts.settings.drain_grace_s if isinstance(decision, Again) else 0.0)
         if isinstance(decision, Again):
             trigger = Trigger.START_FAILED if starting else Trigger.SANDBOX_LOST
             await self._again(trigger, lost, decision.after_s, failures)
@@ -97,6 +154,7 @@ class Closing:
             detail=error.message,
         )
         failed = Entry(events.SANDBOX_LOST, {"reason": cause.value, "detail": error.message})
+        await self._way_out.close(0.0)
         crash_point("before_lost_append")
         if isinstance(decision, Again):
             await self._again(Trigger.START_FAILED, failed, decision.after_s, failures)
@@ -123,9 +181,11 @@ class Closing:
         return Exit.of(last.data) if last is not None and last.type == events.EXITED else None
 
     async def _again(self, trigger: Trigger, told: Entry, after_s: float, failures: int) -> None:
+        await self._scribe.move(trigger, self._due_in(after_s, failures), entries=[told])
+
+    def _due_in(self, after_s: float, failures: int) -> Change:
         at = self._parts.clock.now() + timedelta(seconds=after_s)
-        change = Change(failures=failures + 1, not_before_ms=to_ms(at), unowned=True)
-        await self._scribe.move(trigger, change, entries=[told])
+        return Change(failures=failures + 1, not_before_ms=to_ms(at), unowned=True)
 
     async def _write_end(self, trigger: Trigger, outcome: Outcome, told: list[Entry], delivered: int) -> None:
         expired, settled = await self._steering.expire("the execution ended", delivered)
@@ -145,16 +205,18 @@ class Closing:
         async with self._parts.hashing:
             return await asyncio.to_thread(ending.artifacts, files)
 
-    async def _why_it_stops(self, wants: Wants) -> Outcome | None:
+    async def _why_it_stops(self) -> Outcome | None:
         def wanted(event: Event) -> bool:
             return event.type == events.STATE and event.data.get("to") == ExecutionState.STOPPING
 
         event = await recall.last_event(self._parts.history, self._execution, self._scribe.tail, wanted)
         trigger = event.data.get("trigger") if event is not None else None
         if trigger == Trigger.CANCEL:
-            return ending.cancelled(wants.cancel.reason if wants.cancel is not None else "")
+            return ending.cancelled(self._stopping.cancel_reason)
         if trigger == Trigger.DEADLINE:
             return ending.timed_out(self._execution.spec.limits.deadline_s)
+        if trigger == Trigger.BUDGET:
+            return ending.over_budget(self._stopping.over_budget)
         return None
 
 

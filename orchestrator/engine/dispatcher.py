@@ -71,11 +71,12 @@ class Dispatcher:
             while len(self._runs) >= settings.concurrency:
                 self._freed.clear()
                 await self._freed.wait()
+            asked_at = self._parts.clock.monotonic()
             try:
                 claim = await self._parts.executions.claim(settings.worker, settings.host, lease_s=settings.lease_s)
                 if isinstance(claim, Claim):
                     crash_point("after_claim")
-                    self._start(claim)
+                    self._start(claim, asked_at)
                 else:
                     longest_s = min(settings.lease_s / 4, settings.claim_interval_s)
                     timeout_s = max(min(claim.wait_s, longest_s), _SHORTEST_WAIT_S)
@@ -107,8 +108,8 @@ class Dispatcher:
             if attempt := self._attempts.get(execution_id):
                 attempt.poke()
 
-    def _start(self, claim: Claim) -> None:
-        run = asyncio.create_task(self._run(claim), name=claim.lease.execution_id)
+    def _start(self, claim: Claim, asked_at: float) -> None:
+        run = asyncio.create_task(self._run(claim, asked_at), name=claim.lease.execution_id)
         self._runs.add(run)
         run.add_done_callback(self._ended)
 
@@ -116,11 +117,11 @@ class Dispatcher:
         self._runs.discard(run)
         self._freed.set()
 
-    async def _run(self, claim: Claim) -> None:
+    async def _run(self, claim: Claim, asked_at: float) -> None:
         """One claim, to its end. An actor that fails drops its execution: the lease runs out, somebody tries again."""
         bind(execution=claim.lease.execution_id, epoch=claim.lease.epoch)
         try:
-            await self._own(claim)
+            await self._own(claim, lease_keeper.Hold(claim.lease, self._parts.clock, asked_at))
         except Fenced as fenced:
             logger.info("no longer ours", extra={"why": str(fenced)})
         except StoreUnavailable as away:
@@ -128,18 +129,18 @@ class Dispatcher:
         except Exception:
             logger.exception("failed; its lease runs out")
 
-    async def _own(self, claim: Claim) -> None:
+    async def _own(self, claim: Claim, hold: lease_keeper.Hold) -> None:
         lease, execution, left_s = claim.lease, claim.execution, claim.deadline_in_s
         logger.info("claimed", extra={"state": execution.state.value, "attempt": execution.attempt})
         while True:
             began_at = self._parts.clock.monotonic()
-            attempt = Attempt(self._parts, lease, execution, left_s)
+            attempt = Attempt(self._parts, lease, execution, left_s, hold.held)
             try:
-                await self._tend(attempt, lease)
+                await self._tend(attempt, hold)
                 break
             except lease_keeper.Lapsed:
                 logger.warning("the lease lapsed; holding until the store answers")
-            await lease_keeper.regain(self._parts.executions, lease)
+            await lease_keeper.regain(self._parts.executions, hold)
             execution = await self._read(lease)
             if left_s is not None:
                 left_s -= self._parts.clock.monotonic() - began_at
@@ -147,16 +148,14 @@ class Dispatcher:
             await self._parts.executions.release(lease)
             logger.info("handed over", extra={"state": attempt.scribe.state.value})
 
-    async def _tend(self, attempt: Attempt, lease: Lease) -> None:
+    async def _tend(self, attempt: Attempt, hold: lease_keeper.Hold) -> None:
         """The attempt and its lease, until the attempt ends or the lease does. Raises Fenced, Lapsed."""
-        execution_id = lease.execution_id
+        execution_id = hold.lease.execution_id
         self._attempts[execution_id] = attempt
         if self._draining.is_set():
             attempt.drain()
         working = asyncio.create_task(attempt.run())
-        keeping = asyncio.create_task(
-            lease_keeper.keep(self._parts.executions, lease, self._parts.clock, lambda: attempt.scribe.giving_up)
-        )
+        keeping = asyncio.create_task(lease_keeper.keep(self._parts.executions, hold, lambda: attempt.scribe.giving_up))
         try:
             await asyncio.wait([working, keeping], return_when=asyncio.FIRST_COMPLETED)
             if not working.done():

@@ -33,6 +33,11 @@ def timed_out(deadline_s: float | None) -> Outcome:
     return Outcome(OutcomeKind.TIMED_OUT, Reason.DEADLINE, f"the deadline{limit} passed")
 
 
+def over_budget(figures: str) -> Outcome:
+    """A call was refused for want of money or tokens. `figures` "" = not known any more."""
+    return Outcome(OutcomeKind.FAILED, Reason.BUDGET, f"over budget: {figures}" if figures else "over budget")
+
+
 def exited(end: Exit) -> Outcome:
     """The harness ended by itself, or something in its sandbox ended it."""
     if end.unstarted:

@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from orchestrator.execution import Execution, OutputMode, StdinMode
+from orchestrator.gateways import OUTLET_PORT
 from orchestrator.harnesses import Harness, argv_of, fill, harness_of
 from orchestrator.history import Message
 
@@ -49,9 +50,10 @@ def environment_of(
     execution: Execution, *, resumed: bool, task_file: Path, gateway: Mapping[str, str] = NO_GATEWAY
 ) -> dict[str, str]:
     """The whole environment of the harness's process, the submitter's `env` included (it may override all but the
-    contract's own). `gateway`: what `Gateways.environment` says."""
+    contract's own). `gateway`: what `Gateways.environment` says; its CARREL_ names are the contract's."""
     spec = execution.spec
     contract = {
+        **{name: value for name, value in gateway.items() if name.startswith("CARREL_")},
         "GATEWAY_INTERFACE": INTERFACE,
         "EXECUTION_ID": execution.id,
         "EXECUTION_NAME": spec.name or execution.id,
@@ -68,6 +70,12 @@ def environment_of(
         contract["TASK"] = spec.task
     if spec.limits.deadline_s is not None:
         contract["LIMIT_SECONDS"] = f"{spec.limits.deadline_s:g}"
+    if spec.limits.steps is not None:
+        contract["LIMIT_STEPS"] = str(spec.limits.steps)
+    if execution.budget.tokens is not None:
+        contract["LIMIT_TOKENS"] = str(execution.budget.tokens)
+    if execution.budget.micros is not None:
+        contract["LIMIT_MICROS"] = str(execution.budget.micros)
     if execution.deadline_at is not None:
         contract["DEADLINE"] = _rfc3339(execution.deadline_at)
     usual = {"PATH": PATH, "HOME": HOME, "USER": "agent", "LANG": "C.UTF-8", "TERM": "dumb"}
@@ -83,16 +91,16 @@ def start_of(
     inbox_base: int,
     task_file: Path,
     spool_limit_bytes: int,
-    gateway: Mapping[str, str] = NO_GATEWAY,
+    gateway: Mapping[str, str] | None = None,
 ) -> tuple[dict[str, Any], bytes]:
-    """Fields and payload of init's `start`. Raises BadInput for a harness that is not declared, or a task it cannot
-    take."""
+    """Fields and payload of init's `start`. `gateway` None: there is no way out, and init opens no outlet. Raises
+    BadInput for a harness that is not declared, or a task it cannot take."""
     spec, harness = execution.spec, harness_of(execution.spec)
     harness.check(spec)
     task = spec.task.encode()
     fields: dict[str, Any] = {
-        "argv": _argv(execution, resumed=resumed, gateway=gateway),
-        "env": environment_of(execution, resumed=resumed, task_file=task_file, gateway=gateway),
+        "argv": _argv(execution, resumed=resumed, gateway=gateway or NO_GATEWAY),
+        "env": environment_of(execution, resumed=resumed, task_file=task_file, gateway=gateway or NO_GATEWAY),
         "cwd": WORKSPACE,
         "stdin": stdin_of(execution),
         "output": output_of(execution),
@@ -106,6 +114,8 @@ def start_of(
             "attempt": execution.attempt,
         },
     }
+    if gateway is not None:
+        fields["outlet_port"] = OUTLET_PORT
     if first := first_input(execution, harness):
         fields["stdin_first"] = first
     return fields, task

@@ -29,33 +29,55 @@ class Lapsed(Exception):
     """The whole lease passed without a renewal. Nobody else need have it."""
 
 
-async def keep(executions: Executions, lease: Lease, clock: Clock, giving_up: Callable[[], bool]) -> None:
+class Hold:
+    """How long a lease is surely ours, by this process's own clock. `asked_at`: before the claim was sent."""
+
+    def __init__(self, lease: Lease, clock: Clock, asked_at: float) -> None:
+        self.lease = lease
+        self._clock = clock
+        self._renewed_at = asked_at
+
+    @property
+    def left_s(self) -> float:
+        """Not positive once somebody else may have it."""
+        return self._renewed_at + self.lease.lease_s - self._clock.monotonic()
+
+    def held(self) -> bool:
+        """False once somebody else may have it: nothing may be done in its name until it is renewed."""
+        return self.left_s > 0
+
+    async def renew(self, executions: Executions) -> None:
+        """Raises Fenced, StoreUnavailable."""
+        asked_at = self._clock.monotonic()
+        await executions.renew(self.lease)
+        self._renewed_at = asked_at
+
+
+async def keep(executions: Executions, hold: Hold, giving_up: Callable[[], bool]) -> None:
     """Until cancelled, or `giving_up` says that the lease is being given back. Raises Fenced, Lapsed."""
-    renewed_at = clock.monotonic()
-    wait_s = lease.lease_s / 4
+    lease_s = hold.lease.lease_s
+    wait_s = lease_s / 4
     while True:
         await asyncio.sleep(wait_s)
         if giving_up():
             return
-        began_at = clock.monotonic()
-        left_s = renewed_at + lease.lease_s - began_at
+        left_s = hold.left_s
         if left_s <= 0:
             raise Lapsed
         try:
             async with asyncio.timeout(left_s):
-                await executions.renew(lease)
-            renewed_at = began_at
-            wait_s = lease.lease_s / 4
+                await hold.renew(executions)
+            wait_s = lease_s / 4
         except (StoreUnavailable, TimeoutError) as away:
             logger.warning("the lease could not be renewed", extra={"why": str(away), "left_s": round(left_s, 2)})
-            wait_s = lease.lease_s / _AGAIN_PART
+            wait_s = lease_s / _AGAIN_PART
 
 
-async def regain(executions: Executions, lease: Lease) -> None:
+async def regain(executions: Executions, hold: Hold) -> None:
     """After Lapsed: returns once the store has renewed it after all. Raises Fenced when it is another's by now."""
     while True:
         try:
-            await executions.renew(lease)
+            await hold.renew(executions)
             return
         except StoreUnavailable:
-            await asyncio.sleep(lease.lease_s / _AGAIN_PART)
+            await asyncio.sleep(hold.lease.lease_s / _AGAIN_PART)

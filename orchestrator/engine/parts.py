@@ -8,6 +8,7 @@ from pathlib import Path
 
 from orchestrator.clock import Clock
 from orchestrator.executions import Executions
+from orchestrator.gateways import Gateways
 from orchestrator.history import History
 from orchestrator.sandbox import SandboxDriver
 from orchestrator.workspace import Blobs, WorkspaceStore
@@ -37,8 +38,8 @@ class WorkerSettings:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """The ports an actor acts on. `hashing`: so many executions at once have their artifacts read, so that a few with
-    gigabytes do not take every thread."""
+    """The ports an actor acts on. `gateways` None: sandboxes have no way out. `hashing`: so many executions at once
+    have their artifacts read, so that a few with gigabytes do not take every thread."""
 
     executions: Executions
     history: History
@@ -47,4 +48,5 @@ class Parts:
     blobs: Blobs
     clock: Clock
     settings: WorkerSettings
+    gateways: Gateways | None = None
     hashing: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(2))

@@ -7,6 +7,7 @@ when there is little, and much goes in few calls. Knows which transition belongs
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Final
 
@@ -15,6 +16,7 @@ from orchestrator.engine.ending import EXIT_WAITING
 from orchestrator.engine.reading import BATCH_BYTES, BATCH_ENTRIES, Batch, Exit, Reading
 from orchestrator.engine.scribe import Scribe
 from orchestrator.errors import LinkError
+from orchestrator.events import Entry
 from orchestrator.execution import Execution
 from orchestrator.history import Change, History, Spooled
 from orchestrator.lifecycle import ExecutionState, Trigger
@@ -22,11 +24,14 @@ from orchestrator.link import Frame, OwnerLink
 
 _INBOX_PAGE: Final = 1000
 
+Outlived = Callable[[Exit], Awaitable[tuple[Entry, Change] | None]]
+
 
 class Relay:
-    """Of one attempt in one epoch. `exit` is the harness's end, once it has been written."""
+    """Of one attempt in one epoch. `exit` is the harness's end, once it has been written. `outlived` says of the end of
+    a running one what is told and changed where another attempt follows, None where this is the end."""
 
-    def __init__(self, history: History, scribe: Scribe, execution: Execution) -> None:
+    def __init__(self, history: History, scribe: Scribe, execution: Execution, outlived: Outlived) -> None:
         self.reading = Reading(execution)
         self.exit: Exit | None = None
         self.started = False  # seen by this relay
@@ -34,6 +39,7 @@ class Relay:
         self._execution_id = execution.id
         self._history = history
         self._scribe = scribe
+        self._outlived = outlived
 
     async def pump(self, link: OwnerLink) -> Batch | None:
         """One batch from a living init, written and acknowledged. None when there was nothing."""
@@ -85,7 +91,15 @@ class Relay:
             # Killed while frozen: only what runs can exit, as the table has it.
             await self._scribe.move(Trigger.RESUME)
         if self._scribe.state is ExecutionState.RUNNING:
-            await self._scribe.move(trigger_of(end), change, spooled=spooled)
+            if (follows := await self._outlived(end)) is not None:
+                # One append: a crash between the exit and what follows would leave an exit that means an end.
+                lost, again = follows
+                merged = replace(
+                    change, failures=again.failures, not_before_ms=again.not_before_ms, unowned=again.unowned
+                )
+                await self._scribe.move(Trigger.SANDBOX_LOST, merged, entries=[lost], spooled=spooled)
+            else:
+                await self._scribe.move(trigger_of(end), change, spooled=spooled)
         else:  # it was being stopped: that was the first cause
             await self._scribe.write(change=None if change == Change() else change, spooled=spooled)
         self.exit = end

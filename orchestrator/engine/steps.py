@@ -26,6 +26,7 @@ class View:
     harness_started: bool = False  # as init says; False too where nobody knows
     resumes: bool = False
     deadline_passed: bool = False
+    budget_passed: bool = False  # a call was refused, and the grace since then is over
     no_grace: bool = False
     asked_to_stop: bool = False  # SIGTERM was sent in this epoch
     grace_passed: bool = False
@@ -42,6 +43,11 @@ class StopForCancel:
 @dataclass(frozen=True, slots=True)
 class StopForDeadline:
     """Enter STOPPING because time is up."""
+
+
+@dataclass(frozen=True, slots=True)
+class StopForBudget:
+    """Enter STOPPING because it goes on after a call was refused for want of money or tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +114,7 @@ class Interrupt:
 Step = (
     StopForCancel
     | StopForDeadline
+    | StopForBudget
     | Terminate
     | Kill
     | Finish
@@ -131,6 +138,8 @@ def next_step(view: View) -> Step | None:
         return StopForCancel()
     if view.deadline_passed:
         return StopForDeadline()
+    if view.budget_passed and view.state is _S.RUNNING:  # one that stands still spends nothing
+        return StopForBudget()
     if view.state is _S.HIBERNATING:
         return Cut() if view.exited else None
     pause = view.wants.pause

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,13 +22,69 @@ from orchestrator.engine.parts import Parts, WorkerSettings
 from orchestrator.engine.worker import Worker
 from orchestrator.events import Cursor, Event
 from orchestrator.execution import CancelWant, Execution, Spec
-from orchestrator.history import Sent
+from orchestrator.gateways import Tell
+from orchestrator.history import Lease, Sent
 from orchestrator.sandbox import Absent, SandboxDriver
-from orchestrator.stores.redis import Keys, RedisExecutions, RedisHistory, Server, prepare
+from orchestrator.stores.redis import Keys, RedisCalls, RedisExecutions, RedisHistory, Server, prepare
 from orchestrator.workspaces.blobs import DirectoryBlobs
 from orchestrator.workspaces.directory import DirectoryStore
 
 INIT = Path(__file__).parents[2] / "sandbox-image" / "sandbox_init"
+
+
+@dataclass
+class Opened:
+    """One gateway as the engine opened it, and everything it was told; it listens for real. `under_way`: a call it has
+    begun, which a close waits for."""
+
+    lease: Lease
+    execution: Execution
+    tell: Tell
+    held: Callable[[], bool]
+    server: asyncio.Server
+    updates: list[Execution] = field(default_factory=list)
+    under_way: asyncio.Future[None] | None = None
+    graces_s: list[float] = field(default_factory=list)
+
+    def update(self, execution: Execution) -> None:
+        self.updates.append(execution)
+
+    async def close(self, *, grace_s: float) -> None:
+        self.graces_s.append(grace_s)
+        if self.under_way is not None:
+            await asyncio.wait([self.under_way], timeout=grace_s)
+        self.server.close()
+
+    @property
+    def closed(self) -> bool:
+        return not self.server.is_serving()
+
+
+@dataclass
+class RecordingGateways:
+    """Gateways that answer every connection with one line and keep a list of what was asked of them."""
+
+    opened: list[Opened] = field(default_factory=list)
+    fail: list[Exception] = field(default_factory=list)
+
+    def environment(self, execution: Execution) -> Mapping[str, str]:
+        return {"CARREL_GATEWAY": "here", "MODEL": execution.spec.model or "default"}
+
+    async def open(
+        self, lease: Lease, execution: Execution, at: Path, *, tell: Tell, held: Callable[[], bool]
+    ) -> Opened:
+        if self.fail:
+            raise self.fail.pop(0)
+
+        async def answer(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.write(b"%d\n" % lease.epoch)
+            writer.close()
+
+        new = at.with_suffix(".new")
+        server = await asyncio.start_unix_server(answer, new)
+        new.rename(at)
+        self.opened.append(Opened(lease, execution, tell, held, server))
+        return self.opened[-1]
 
 
 @dataclass
@@ -37,6 +93,8 @@ class Stage:
 
     parts: Parts
     script: Script
+    gateways: RecordingGateways
+    calls: RedisCalls
     workers: list[tuple[Worker, asyncio.Task[None]]] = field(default_factory=list)
 
     async def submit(self, task: str = "", **spec: Any) -> Execution:
@@ -157,6 +215,7 @@ async def stage(
         "look_s": 5.0,
         **settings,
     }
+    gateways = RecordingGateways()
     parts = Parts(
         executions=RedisExecutions(server, keys),
         history=history,
@@ -165,8 +224,9 @@ async def stage(
         blobs=DirectoryBlobs(folder / "blobs"),
         clock=SystemClock(),
         settings=WorkerSettings(worker="w0", host="here", **given),
+        gateways=gateways,
     )
-    here = Stage(parts, script)
+    here = Stage(parts, script, gateways, RedisCalls(server, keys))
     try:
         yield here
     finally:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from orchestrator.engine.environment import environment_of, inbox_base, input_of, start_of
-from orchestrator.execution import Execution, Limits, Spec
+from orchestrator.execution import Budget, Execution, Limits, Spec
 from orchestrator.harnesses import Harness, HarnessFile
 from orchestrator.history import Message
 from orchestrator.lifecycle import ExecutionState
@@ -103,6 +103,24 @@ def test_a_deadline_is_told_both_ways() -> None:
     env = environment_of(execution(spec, deadline_at=CREATED), resumed=False, task_file=TASK_FILE)
     assert (env["LIMIT_SECONDS"], env["DEADLINE"]) == ("90", "2026-03-01T12:00:00.250Z")
     assert "DEADLINE" not in environment_of(execution(), resumed=False, task_file=TASK_FILE)
+
+
+def test_limits_that_are_the_harness_own_to_keep() -> None:
+    spec = Spec(limits=Limits(steps=30))
+    env = environment_of(execution(spec, budget=Budget(micros=5, tokens=7)), resumed=False, task_file=TASK_FILE)
+    assert (env["LIMIT_STEPS"], env["LIMIT_MICROS"], env["LIMIT_TOKENS"]) == ("30", "5", "7")
+    assert not {name for name in environment_of(execution(), resumed=False, task_file=TASK_FILE) if "LIMIT" in name}
+
+
+def test_the_way_out_as_programs_find_it() -> None:
+    """What it is called is the contract's; where a model is, the submitter may say otherwise."""
+    gateway = {"CARREL_GATEWAY": "g", "CARREL_GATEWAY_TOKEN": "t", "OPENAI_BASE_URL": "g/v1", "MODEL": "m"}
+    spec = Spec(env={"CARREL_GATEWAY_TOKEN": "forged", "MODEL": "mine"})
+    env = environment_of(execution(spec), resumed=False, task_file=TASK_FILE, gateway=gateway)
+    assert {name: env[name] for name in gateway} == {**gateway, "MODEL": "mine"}
+    fields, _ = started(spec, gateway=gateway)
+    assert fields["outlet_port"] == 7411 and fields["env"]["OPENAI_BASE_URL"] == "g/v1"
+    assert "outlet_port" not in started(spec)[0]
 
 
 @pytest.mark.parametrize(("task", "told"), [("x" * 65_536, True), ("x" * 65_537, False), ("é" * 40_000, False)])

@@ -18,6 +18,7 @@ from orchestrator.engine.steps import (
     Resume,
     Settle,
     Step,
+    StopForBudget,
     StopForCancel,
     StopForDeadline,
     Terminate,
@@ -45,6 +46,14 @@ def test_ends_come_first(state: ExecutionState) -> None:
     assert step(state, everything, deadline_passed=True, exited=True) == StopForCancel()
     assert step(state, Wants(pause=PAUSE), deadline_passed=True) == StopForDeadline()
     assert step(state, everything, reachable=False) == StopForCancel()
+
+
+def test_over_budget() -> None:
+    assert step(S.RUNNING, Wants(pause=PAUSE), budget_passed=True) == StopForBudget()
+    assert step(S.RUNNING, budget_passed=True, deadline_passed=True) == StopForDeadline()
+    assert step(S.PAUSED, budget_passed=True) is None, "it spends nothing"
+    assert step(S.STARTING, budget_passed=True) is None
+    assert step(S.STOPPING, budget_passed=True) == Terminate()
 
 
 def test_stopping_goes_term_kill_finish() -> None:
@@ -116,8 +125,8 @@ views = st.builds(
     attempt=st.just(2),
     **dict.fromkeys(
         (
-            *("reachable", "frozen", "exited", "harness_started", "deadline_passed", "no_grace"),
-            *("asked_to_stop", "grace_passed", "killed", "kill_passed"),
+            *("reachable", "frozen", "exited", "harness_started", "deadline_passed", "budget_passed"),
+            *("no_grace", "asked_to_stop", "grace_passed", "killed", "kill_passed"),
         ),
         st.booleans(),
     ),
@@ -125,6 +134,7 @@ views = st.builds(
 TRIGGERS: dict[type[Any], Trigger] = {
     StopForCancel: Trigger.CANCEL,
     StopForDeadline: Trigger.DEADLINE,
+    StopForBudget: Trigger.BUDGET,
     Finish: Trigger.STOPPED,
     Cut: Trigger.CUT,
     Pause: Trigger.PAUSE,
