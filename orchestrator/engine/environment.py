@@ -183,13 +183,16 @@ def inbox_base(execution: Execution, *, resumes: bool, cut: int | None) -> int:
     """The number of the last message that is not delivered (again) in a new attempt.
 
     After a cut (`cut` = how far the harness had read): that one. A harness that goes on in its old files: what it said
-    it used, or, where it never says so, what was written to it. Any other begins anew, and so does its inbox.
+    it used, or, where it never says so, what was written to it; one that reads objects knows messages by their ids, so
+    it gets again what it had not said it used. Any other begins anew, and so does its inbox.
     """
     if execution.attempt <= 1:
         return 0
     if cut is not None:
         return cut
-    return (execution.consumed or execution.delivered) if resumes else 0
+    if not resumes:
+        return 0
+    return execution.consumed if stdin_of(execution) == "jsonl" else execution.consumed or execution.delivered
 
 
 def _line(said: dict[str, Any]) -> bytes:

@@ -180,3 +180,9 @@ def test_where_the_inbox_of_an_attempt_begins(attempt: int, resumes: bool, cut: 
 
 def test_a_harness_that_never_says_what_it_used_goes_on_after_what_it_was_given() -> None:
     assert inbox_base(execution(attempt=2, delivered=5), resumes=True, cut=None) == 5
+
+
+def test_one_that_knows_messages_by_their_ids_gets_again_what_it_had_not_said_it_used() -> None:
+    record = execution(Spec(harness="command", command=("x",), stdin="jsonl"), attempt=2, delivered=5)
+    assert inbox_base(record, resumes=True, cut=None) == 0
+    assert inbox_base(replace(record, consumed=2), resumes=True, cut=None) == 2
