@@ -82,9 +82,10 @@ class ContainerStart:
             raise _image_missing(image) from error
         if IMAGE_LABEL not in ((found.get("Config") or {}).get("Labels") or {}):
             raise Infeasible(
-                f"image {image} is not built from ours: it has no init; begin its Dockerfile with ours",
+                f"image {image} is not built from ours: it has no init. Begin its Dockerfile with the line "
+                "`FROM carrel/sandbox:latest` and build it again",
                 field="image",
-                limit="FROM carrel/sandbox",
+                limit="FROM carrel/sandbox:latest",
             )
 
     async def _started(self, seen: Inspected, spec: SandboxSpec, sandbox_id: str) -> None:

@@ -25,6 +25,9 @@ LABEL_SPEC: Final = "carrel.spec"
 #: are another uid. CHOWN and DAC_OVERRIDE are not needed: the host makes and owns what init may not.
 CAPABILITIES: Final = ("SETUID", "SETGID", "SETPCAP", "KILL")
 
+#: As the image has it, and every image built from it.
+INIT: Final = ("/usr/bin/python3", "-I", "-S", "-B", "/usr/lib/carrel/sandbox_init/__main__.py")
+
 CPU_PERIOD_US: Final = 100_000
 MIN_CPUS: Final = 0.01  # the engine's own bound
 MIN_MEMORY_BYTES: Final = 48 * MIB  # init, 16 MiB kept from `work`, and something to work with
@@ -180,6 +183,7 @@ def create_request(
     return {
         "Image": spec.image,
         "User": "0:0",  # an image may name another; init must be root to drop what it starts
+        "Entrypoint": list(INIT),  # and another program, or arguments to it
         "WorkingDir": "/",
         "Env": [f"CARREL_SANDBOX_ID={sandbox_id}"],  # init's hello says it; a harness gets the env of its `start` alone
         "Hostname": hostname(sandbox_id),
