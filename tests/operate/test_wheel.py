@@ -69,6 +69,29 @@ def test_the_image_can_be_built_from_it(names: list[str]) -> None:
     assert {f"orchestrator/_image/{name}" for name in context} <= set(names)
 
 
+def test_it_builds_the_same_image_as_the_checkout(wheel: Path, tmp_path: Path) -> None:
+    """The bundled agent goes in from where each has it."""
+    with zipfile.ZipFile(wheel) as file:
+        file.extractall(tmp_path)
+    digests = {
+        subprocess.run(
+            [
+                sys.executable,
+                "-c",
+                "import runpy, sys; print(runpy.run_path(sys.argv[1])['digest']('b'))",
+                folder / "build",
+            ],
+            cwd="/",
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=60,
+        ).stdout
+        for folder in (ROOT / "sandbox-image", tmp_path / "orchestrator" / "_image")
+    }
+    assert len(digests) == 1
+
+
 def test_nothing_generated_is_in_it(names: list[str]) -> None:
     assert not [name for name in names if "__pycache__" in name or name.startswith(("build/", "tests/"))]
 

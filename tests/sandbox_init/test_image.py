@@ -25,6 +25,21 @@ def test_the_image_has_what_its_table_says(make_box: Make, engine: docker.Docker
     assert agent(box, "sh", "-c", "echo x > /etc/x")[0] != 0
 
 
+def test_the_agent_and_carrel_intent_are_there_for_anyone_to_run(make_box: Make) -> None:
+    """By the system's Python, out of reach of the one who runs them, of his environment and of what he may install."""
+    box = make_box()
+    code, usage = agent(box, "carrel-intent", "--help")
+    assert code == 0 and "exit codes:" in usage
+    code, said = agent(box, "carrel-intent", "once", "--key", "k", "--", "touch", "ran")
+    assert code == 69 and "CARREL_GATEWAY is not set" in said
+    assert agent(box, "test", "-x", "/usr/local/bin/carrel-agent")[0] == 0
+    assert agent(box, "sh", "-c", "find /usr/lib/carrel /usr/local/bin -writable ! -type l")[1] == ""
+    misled = {"PYTHONPATH": "/tmp/mine", "PYTHONSTARTUP": "/tmp/mine/x.py", "PYTHONHOME": "/tmp"}
+    plant = "mkdir -p /tmp/mine/agent_harness && echo 1/0 | tee /tmp/mine/agent_harness/__init__.py /tmp/mine/json.py"
+    code, said = agent(box, "sh", "-c", f"{plant} >/dev/null; cd /tmp/mine; carrel-intent --help", env=misled)
+    assert (code, said) == (0, usage)
+
+
 def test_building_again_builds_nothing(image: str) -> None:
     again = subprocess.run(
         [sys.executable, str(SANDBOX_IMAGE / "build")], capture_output=True, text=True, check=True, timeout=110

@@ -1,0 +1,23 @@
+"""A journal of intents that programs of a sandbox can reach."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from orchestrator.stores.redis import Keys, RedisExecutions, RedisHistory, Server
+from tests.agent_harness.journal_front import Front, fronted
+from tests.contracts.redis_store import Store
+
+
+@pytest.fixture
+async def front(redis_url: str, installation: str) -> AsyncIterator[Front]:
+    server, keys = Server(redis_url), Keys(installation)
+    history = RedisHistory(server, keys)
+    try:
+        async with fronted(Store(server, keys, RedisExecutions(server, keys), history)) as one:
+            yield one
+    finally:
+        await history.aclose()
+        await server.aclose()
