@@ -7,15 +7,19 @@ import os
 import random
 import select
 import signal
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
+from orchestrator.calls import Answer, Asked, ModelUsage, Replay, Reserved
 from orchestrator.errors import StoreUnavailable
 from orchestrator.events import Cursor
-from orchestrator.execution import CancelWant
+from orchestrator.execution import CancelWant, Spend
 from orchestrator.executions import Claim
+from orchestrator.history import Lease
+from orchestrator.intents import Begun, Decision, Effect, IntentState
 from orchestrator.stores import embedded
 from orchestrator.stores.redis import Keys, RedisExecutions, RedisHistory, Server
 from tests.contracts.redis_store import Store, lines
@@ -73,6 +77,22 @@ class TestKilled:
         while isinstance(claim := await store.executions.claim("w1", "h1", lease_s=600), Claim):
             claimed.add(claim.execution.id)
         assert len(claimed) == 100
+
+    async def test_answers_paid_for_and_intents_told_are_there(self, data_dir: Path, store: Store) -> None:
+        """Killed straight after the last acknowledgement: nothing is paid for again, nothing run again."""
+        lease = await store.running()
+        for n in range(50):
+            await answered(store, lease, n)
+            assert (await intended(store, lease, n, "r1")).go
+        kill(data_dir)
+        await start(data_dir)
+        spend = (await store.executions.get("exe_a")).spend
+        assert spend == Spend(micros=50 * 7, input_tokens=50, output_tokens=100, calls=50)
+        for n in range(50):
+            replay = await store.calls.begin(lease, 1, asked(n))
+            assert isinstance(replay, Replay)
+            assert replay.answer.body == f"answer {n}".encode()
+            assert not (await intended(store, lease, n, "r2")).go
 
     async def test_everybody_goes_on_when_it_is_back(self, data_dir: Path, store: Store) -> None:
         """Killed three times under a writer, a sender and five followers: nothing lost, nothing twice."""
@@ -193,3 +213,54 @@ class TestLostReplies:
         accepted = [e.data["id"] for e in page.events if e.type == "message.accepted"]
         assert accepted == [f"m{n}" for n in range(1, 101, 5)]
         assert sum(e.type == "sandbox.placed" for e in page.events) == 1
+
+    async def test_nothing_is_paid_or_run_twice(self, data_dir: Path, short_dir: Path) -> None:
+        """The same of model calls and intents."""
+        dice = random.Random(12)
+        proxy = CuttingProxy(short_dir / "p.sock", short_dir / "redis" / "redis.sock", lambda: dice.random() < 0.33)
+        async with proxy.running():
+            store = store_at(proxy.url, patience_s=30.0)
+            lease = await store.running()
+            for n in range(20):
+                await answered(store, lease, n)
+                assert isinstance(await store.calls.begin(lease, 1, asked(n)), Replay)
+                left = await store.calls.begin(lease, 1, asked(100 + n))
+                assert isinstance(left, Reserved)
+                if n % 2:
+                    await store.calls.cut(lease, left.call, USED, "why")
+                assert (await intended(store, lease, n, "r1")).go
+                assert not (await intended(store, lease, n, "r2")).go
+                await store.intents.settle("exe_a", f"k{n}", Decision.RETRY, result="", by="eva")
+                assert (await intended(store, lease, n, "r2")).go
+                intent = await store.intents.finish(lease, key=f"k{n}", run="r2", ok=True, result="")
+                assert intent.state is IntentState.DONE
+            lease = await store.adopted()
+            assert await store.calls.recover(lease) == 10
+            spend = (await store.executions.get("exe_a")).spend
+            every = ("usage", "model.cut", "intent.recorded", "intent.in_doubt", "intent.settled", "intent.done")
+            told = Counter(event.type for event in await store.told(*every))
+            await store.server.aclose()
+        assert proxy.cuts > 50
+        assert spend == Spend(micros=30 * 7 + 10 * 5, input_tokens=40, output_tokens=60, calls=40, replays=20)
+        twice = {"usage": 40, "intent.recorded": 40}
+        assert told == Counter(dict.fromkeys(every, 20) | twice)
+
+
+USED = ModelUsage(1, 2, cost_micros=7)
+
+
+def asked(n: int) -> Asked:
+    return Asked("digest", f"m{n}", ModelUsage(5, 5, cost_micros=9), ModelUsage(1, 0, cost_micros=5))
+
+
+async def answered(store: Store, lease: Lease, n: int) -> None:
+    begun = await store.calls.begin(lease, 1, asked(n))
+    assert isinstance(begun, Reserved)
+    await store.calls.finish(lease, begun.call, Answer(200, {}, f"answer {n}".encode(), False), USED, {})
+    await store.calls.delivered(lease, 1, begun.call)
+
+
+async def intended(store: Store, lease: Lease, n: int, run: str) -> Begun:
+    return await store.intents.begin(
+        lease, attempt=1, key=f"k{n}", run=run, kind="bash", effect=Effect.ONCE, summary="", digest="d"
+    )
