@@ -7,6 +7,7 @@ stream. An answer that breaks off after its first byte is broken off here as wel
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -24,6 +25,7 @@ from orchestrator.models import ModelApi
 CALL: Final = "x-carrel-call"  # its name in the record
 REPLAYED: Final = "x-carrel-replayed"
 _LONG_BYTES: Final = 256 << 10  # what is as long is turned in a thread
+_NULL: Final = re.compile(rb',\s*"usage":\s*null')  # in every chunk but one, where chat's usage is asked for
 _PIECE_BYTES: Final = 64 << 10
 
 
@@ -58,7 +60,7 @@ async def _flow(exchange: Exchange, flight: Flight, seat: object, request: Model
         async for pieces in flight.pieces(seat):
             data = b"".join([piece.data for piece in pieces if request.wants_usage or not piece.spare])
             if data:
-                await exchange.send(data)
+                await exchange.send(_without_null(data) if _adds_usage(request) else data)
     except BrokenOff:
         exchange.break_off()
         return False
@@ -123,10 +125,20 @@ def turned(answer: Answer, request: ModelRequest) -> bytes:
         body = answer.body if answer.streamed else b"".join(form.streamed(load(answer.body)))
     except ValueError as error:
         raise Refused(502, "unreadable", f"the recorded answer cannot be turned: {error}") from error
-    if request.api is ModelApi.CHAT and not request.wants_usage:
+    if _adds_usage(request):
         reading = form.reading()
-        return joined(event for event in split(body) if reading.see(event) is not Seen.SPARE)
+        return _without_null(joined(event for event in split(body) if reading.see(event) is not Seen.SPARE))
     return body
+
+
+def _adds_usage(request: ModelRequest) -> bool:
+    """The gateway asked for chat's usage, not the client."""
+    return request.api is ModelApi.CHAT and not request.wants_usage
+
+
+def _without_null(data: bytes) -> bytes:
+    # Within a string of JSON the quotes would be escaped: these bytes are a member.
+    return _NULL.sub(b"", data) if b'"usage"' in data else data
 
 
 def _flowing(headers: Mapping[str, str], call: str) -> dict[str, str]:
