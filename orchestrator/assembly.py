@@ -13,7 +13,7 @@ import logging
 import os
 import secrets
 import signal
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,8 +28,11 @@ from orchestrator.engine.parts import Parts, WorkerSettings
 from orchestrator.engine.worker import Worker
 from orchestrator.errors import BadInput, CarrelError
 from orchestrator.image_context import image_context
+from orchestrator.model_settings import load_models
+from orchestrator.models import ModelPolicy
 from orchestrator.reaches.local import LocalReach
 from orchestrator.sandbox import SandboxDriver
+from orchestrator.scripted_provider import with_scripted_model
 from orchestrator.settings import Settings
 from orchestrator.stores.embedded import EmbeddedServer
 from orchestrator.stores.redis import (
@@ -134,6 +137,18 @@ def worker_of(parts: Installed) -> Worker:
     )
 
 
+@contextlib.contextmanager
+def models_of(settings: Settings) -> Iterator[ModelPolicy]:
+    """The model providers a worker has, with the scripted one where that is set, which is served until the end. Raises
+    BadInput."""
+    policy = load_models(settings).policy
+    if settings.scripted_model:
+        with with_scripted_model(policy, settings.scripted_model) as scripted:
+            yield scripted
+    else:
+        yield policy
+
+
 def app_of(parts: Installed) -> FastAPI:
     """The HTTP application on these ports."""
     from orchestrator.server.app import create_app
@@ -198,7 +213,13 @@ async def _serve(parts: Installed, stop: asyncio.Event) -> None:
 
 
 async def _work(parts: Installed, stop: asyncio.Event) -> None:
-    worker = worker_of(parts)
+    with models_of(parts.settings) as policy:
+        names = ", ".join(provider.name for provider in policy.providers)
+        logger.info("model providers", extra={"providers": names or "none", "default_model": policy.default_model})
+        await _run_worker(worker_of(parts), stop)
+
+
+async def _run_worker(worker: Worker, stop: asyncio.Event) -> None:
     running = asyncio.create_task(worker.run(), name="worker")
     stopping = asyncio.create_task(stop.wait(), name="stop")
     try:

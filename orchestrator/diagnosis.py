@@ -17,15 +17,16 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
 
 import docker
 
 from orchestrator import leftovers
+from orchestrator.checks import Check, Verdict
 from orchestrator.errors import BadInput, CarrelError
 from orchestrator.execution import GIB
+from orchestrator.model_diagnosis import models
 from orchestrator.settings import Settings, unknown_variables
 from orchestrator.stores import embedded
 from orchestrator.stores.redis import schema
@@ -42,24 +43,6 @@ HOST_SILENT_MS: Final = 60_000  # workers beat every few seconds
 SOCKET_BELOW_BYTES: Final = len("/slots/sbx_") + 26 + len("/ctl/init.sock")
 
 
-class Verdict(StrEnum):
-    """`ok`; `warn`: it works, less well than it could; `missing`: it will not work."""
-
-    OK = "ok"
-    WARN = "warn"
-    MISSING = "missing"
-
-
-@dataclass(frozen=True)
-class Check:
-    """One thing looked at: what was seen, and what to do where that is not enough."""
-
-    name: str
-    verdict: Verdict
-    seen: str
-    remedy: str = ""
-
-
 def examine(settings: Settings) -> Iterator[Check]:
     """Every check of a host that is to run `carrel serve`, in the order in which one would mend them."""
     yield from misspelt()
@@ -69,6 +52,7 @@ def examine(settings: Settings) -> Iterator[Check]:
         yield from engine(settings)
     yield from data_directory(settings)
     yield from store(settings)
+    yield from models(settings)
     yield port(settings)
     yield from inner_ranges(settings.egress_private_allow)
 

@@ -103,3 +103,22 @@ def directory() -> Rule:
             raise ValueError from no_such_home
 
     return Rule("a directory", parse)
+
+
+def file_or_none() -> Rule:
+    def parse(value: object) -> Path | None:
+        return cast(Path, directory().parse(value)) if value != "" else None
+
+    return Rule("empty, or a file", parse)
+
+
+def switch() -> Rule:
+    words = {"true": True, "on": True, "yes": True, "1": True, "false": False, "off": False, "no": False, "0": False}
+
+    def parse(value: object) -> bool:
+        found = value if isinstance(value, bool) else words.get(value.lower()) if isinstance(value, str) else None
+        if found is None:
+            raise ValueError
+        return found
+
+    return Rule("true or false", parse)

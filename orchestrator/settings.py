@@ -19,7 +19,21 @@ from typing import Any, Final, cast
 
 from orchestrator.errors import BadInput
 from orchestrator.execution import GIB, KIB, MIB, Limits, Resources
-from orchestrator.rules import Rule, choice, directory, listing, number, ranges, seconds, size, text, whole
+from orchestrator.models import ModelApi
+from orchestrator.rules import (
+    Rule,
+    choice,
+    directory,
+    file_or_none,
+    listing,
+    number,
+    ranges,
+    seconds,
+    size,
+    switch,
+    text,
+    whole,
+)
 
 PREFIX: Final = "CARREL_"
 # Read by the client, or by tests and make; listed so that a misspelt setting can be told from them.
@@ -157,6 +171,37 @@ class Settings:
         "execution allows: an internal package registry, say. Cloud metadata stays shut in any range; only its own "
         "address (169.254.169.254/32) opens it.",
         shown="none",
+    )
+    models_file: Path | None = setting(
+        file_or_none(),
+        None,
+        "Model providers, prices, and which tenant may use what: a TOML file (docs/operate/models.md). Empty: "
+        "ANTHROPIC_API_KEY, OPENAI_API_KEY and their …_BASE_URL say which providers there are.",
+        shown="empty: from the environment",
+    )
+    default_model: str = setting(
+        text("empty, or a model's name", r"\S{0,200}"),
+        "",
+        "Model of an execution that names none.",
+        shown="empty: the first that the models file names; without one the provider's own middle model",
+    )
+    default_model_api: str = setting(
+        text("empty, or one of " + ", ".join(ModelApi), "|".join(["", *ModelApi])),
+        "",
+        "How an execution speaks to its model when it does not say, where the model's provider has that.",
+        shown="empty: as each provider likes best",
+    )
+    model_request_limit_bytes: int = setting(size(1 * KIB, 1 * GIB), 32 * MIB, "Largest request to a model.")
+    model_concurrency: int = setting(whole(1, 1000), 8, "Model calls one execution has under way at a time.")
+    model_web_tools: bool = setting(
+        switch(), False, "Let providers' own tools reach the web (web search, fetch): that is a way out of the sandbox."
+    )
+    scripted_model: str = setting(
+        text("empty, `demo`, or a script's file: /…, ~/…", r"|demo|[/~].*"),
+        "",
+        "Serve a model that follows a script, of the name `scripted`, and of every name where there is no provider: "
+        "for demonstrations and tests. `demo` is a script of our own.",
+        shown="empty: none",
     )
 
     # ---- what an execution gets when it asks for nothing

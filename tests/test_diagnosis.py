@@ -16,7 +16,7 @@ import pytest
 import redis
 
 from orchestrator import diagnosis
-from orchestrator.diagnosis import Check, Verdict
+from orchestrator.checks import Check, Verdict
 from orchestrator.execution import Spec
 from orchestrator.executions import Claim
 from orchestrator.history import Change

@@ -7,6 +7,7 @@ the place of a compacted conversation carries it. Knows no format.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -79,7 +80,17 @@ def _script(scripts: Scripts, asked: Asked) -> Script:
                 if found[1] not in scripts.by_name:
                     raise BadRequest(f"there is no script {found[1]!r}; there are {', '.join(sorted(scripts.by_name))}")
                 return scripts.by_name[found[1]]
+    task = _task(asked)
+    for script in scripts.by_name.values():
+        if script.task is not None and script.task.search(task):
+            return script
     return scripts.by_name[scripts.default]
+
+
+def _task(asked: Asked) -> str:
+    """What was said before the first answer."""
+    texts = itertools.takewhile(lambda one: one.role != "assistant", asked.said)
+    return "\n".join(one.text for one in texts)
 
 
 def _exchanges(asked: Asked) -> Iterator[_Exchange]:

@@ -76,12 +76,14 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """`turns` in order, `rules` beside them; `end` is given after the last turn, again and again."""
+    """`turns` in order, `rules` beside them; `end` is given after the last turn, again and again. `task`: found in what
+    the conversation begins with, it chooses this script."""
 
     name: str
     turns: tuple[Turn, ...]
     rules: tuple[Turn, ...]
     end: Turn
+    task: re.Pattern[str] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +138,7 @@ def _script(content: object, name: str, where: str) -> Script:
         content = {"turns": content}
     if not isinstance(content, dict):
         _wrong(where, content, "an object with `turns`, or a list of turns")
-    _only(content, {"name", "about", "turns", "end"}, where)
+    _only(content, {"name", "about", "task", "turns", "end"}, where)
     if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", name):
         _wrong(where, name, "a name of 1 to 64 letters, digits, . _ and -")
     turns = content.get("turns")
@@ -149,6 +151,7 @@ def _script(content: object, name: str, where: str) -> Script:
         tuple(turn for turn in read_turns if not turn.is_rule),
         tuple(turn for turn in read_turns if turn.is_rule),
         end,
+        _pattern(content, "task", where),
     )
 
 

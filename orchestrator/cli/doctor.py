@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from orchestrator import diagnosis, settings
-from orchestrator.diagnosis import Check, Verdict
+from orchestrator.checks import Check, Verdict
 from orchestrator.errors import BadInput
 
 _STYLE = {Verdict.OK: "green", Verdict.WARN: "yellow", Verdict.MISSING: "bold red"}

@@ -1,4 +1,4 @@
-"""What an allowlist may hold, what it allows, and which addresses nobody gets to: tables, and properties of the rules."""
+"""What an allowlist may hold, what it allows, which addresses nobody gets to: tables, and properties of the rules."""
 
 from __future__ import annotations
 

@@ -139,6 +139,17 @@ def test_scripts_are_chosen_by_a_marker_wherever_it_stands(api: str) -> None:
 
 
 @pytest.mark.parametrize("api", APIS)
+def test_scripts_are_chosen_by_the_task(api: str) -> None:
+    scripts = {
+        "scripts": {"one": [{"text": "1"}], "two": {"task": "(?i)mend", "turns": [{"text": "2"}, {"text": "3"}]}}
+    }
+    with ScriptedModel(read(scripts)) as model:
+        assert said(api, ask(model.url, "POST", api, request(api, "Mend it")))[1] == "2"
+        assert said(api, ask(model.url, "POST", api, request(api, "Mend it", "2", "and?")))[1] == "3"
+        assert said(api, ask(model.url, "POST", api, request(api, "hello", "1", "mend it")))[1] != "2"
+
+
+@pytest.mark.parametrize("api", APIS)
 def test_expect_refuses_what_it_does_not_find(api: str) -> None:
     with ScriptedModel(read([{"text": "ok", "expect": r"exit code \d"}])) as model:
         assert ask(model.url, "POST", api, request(api, "exit code 1")).status == 200
