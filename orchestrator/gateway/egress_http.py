@@ -21,6 +21,8 @@ from orchestrator.gateway.egress_policy import Refused
 from orchestrator.gateway.egress_port import Head
 
 HEAD_BYTES: Final = 64 * 1024
+_SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})  # RFC 9110, 9.2.1
+_CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"  # is no part of the answer yet
 _HOP_BY_HOP: Final = frozenset(
     {
         "connection",
@@ -57,6 +59,7 @@ class Exchange:
             request = self._upstream.send(self._request())
         except h11.LocalProtocolError as wrong:
             raise self._bad(str(wrong)) from None
+        await self._commit()
         await self._send(request)
         uploading = asyncio.create_task(self._upload(body))
         answering = asyncio.create_task(self._answer())
@@ -69,6 +72,16 @@ class Exchange:
             for task in (uploading, answering):
                 task.cancel()
             await asyncio.gather(uploading, answering, return_exceptions=True)
+
+    async def _commit(self) -> None:
+        """Before the server hears of it: a byte for the client, if this must not be done twice. Without one, and with
+        this worker killed, init's outlet would say it all again to the next worker (orchestrator.gateways). HTTP/1.0
+        knows no interim answers: there it may."""
+        if self._head.method not in _SAFE and self._head.version == "1.1":
+            self._to_client.client.write(_CONTINUE)
+            await self._to_client.client.drain()
+        elif self._head.header("expect").lower() == "100-continue":
+            self._to_client.client.write(_CONTINUE)
 
     def _request(self) -> h11.Request:
         headers = list(_end_to_end(self._head.headers))
@@ -89,8 +102,6 @@ class Exchange:
             raise self._bad("a header that is not Latin-1") from None
 
     async def _upload(self, body: AsyncIterator[bytes]) -> None:
-        if self._head.header("expect").lower() == "100-continue":
-            self._to_client.client.write(b"HTTP/1.1 100 Continue\r\n\r\n")  # is no part of the answer yet
         try:
             async for chunk in body:
                 if not await self._sent(h11.Data(chunk)):
