@@ -11,8 +11,8 @@ from agent_harness.providers.shape import Tool
 EFFECT = {
     "type": "string",
     "enum": ["none", "idempotent", "once", "unknown"],
-    "description": "What running it a second time would do, should the machine fail in the middle. none: it only looks. "
-    "idempotent: the same again. once: harm, such as a payment, a message, a deployment. Default: unknown, "
+    "description": "What running it a second time would do, should the machine fail in the middle. none: it only "
+    "looks. idempotent: the same again. once: harm, such as a payment, a message, a deployment. Default: unknown, "
     "treated as once, which is never repeated by itself.",
 }
 
