@@ -27,6 +27,10 @@ from orchestrator.clock import Clock, SystemClock
 from orchestrator.engine.parts import Parts, WorkerSettings
 from orchestrator.engine.worker import Worker
 from orchestrator.errors import BadInput, CarrelError
+from orchestrator.gateway.egress import EgressProxies
+from orchestrator.gateway.token import KEY_FILE, load_secret
+from orchestrator.gateway.unix import UnixGateways
+from orchestrator.gateways import Gateways
 from orchestrator.image_context import image_context
 from orchestrator.model_settings import load_models
 from orchestrator.models import ModelPolicy
@@ -107,8 +111,8 @@ async def installed(settings: Settings) -> AsyncIterator[Installed]:
         )
 
 
-def worker_of(parts: Installed) -> Worker:
-    """A worker on these ports, with a name of its own."""
+def worker_of(parts: Installed, gateways: Gateways | None = None) -> Worker:
+    """A worker on these ports, with a name of its own. Without `gateways` its sandboxes have no way out."""
     settings = parts.settings
     return Worker(
         Parts(
@@ -118,6 +122,7 @@ def worker_of(parts: Installed) -> Worker:
             workspaces=parts.workspaces,
             blobs=parts.blobs,
             clock=parts.clock,
+            gateways=gateways,
             settings=WorkerSettings(
                 worker=f"{settings.host_name}-{os.getpid()}-{secrets.token_hex(3)}",
                 host=settings.host_name,
@@ -147,6 +152,22 @@ def models_of(settings: Settings) -> Iterator[ModelPolicy]:
             yield scripted
     else:
         yield policy
+
+
+def gateways_of(parts: Installed, policy: ModelPolicy) -> UnixGateways:
+    """The ways out of this host's sandboxes, to be entered. Raises BadInput for a secret that cannot be used."""
+    settings = parts.settings
+    try:
+        secret = load_secret(settings.data_dir)
+    except (OSError, ValueError) as wrong:
+        raise BadInput(
+            f"{settings.data_dir / KEY_FILE}: {wrong}",
+            field="data_dir",
+            limit="a key of ours, readable by the user that runs carrel",
+            remedy="give it back to that user; or remove it: what runs then loses its way out",
+        ) from None
+    egresses = EgressProxies(settings.egress_private_allow)
+    return UnixGateways(policy, parts.calls, parts.intents, parts.clock, secret, egresses=egresses)
 
 
 def app_of(parts: Installed) -> FastAPI:
@@ -216,7 +237,8 @@ async def _work(parts: Installed, stop: asyncio.Event) -> None:
     with models_of(parts.settings) as policy:
         names = ", ".join(provider.name for provider in policy.providers)
         logger.info("model providers", extra={"providers": names or "none", "default_model": policy.default_model})
-        await _run_worker(worker_of(parts), stop)
+        async with gateways_of(parts, policy) as gateways:
+            await _run_worker(worker_of(parts, gateways), stop)
 
 
 async def _run_worker(worker: Worker, stop: asyncio.Event) -> None:

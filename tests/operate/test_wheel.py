@@ -54,9 +54,10 @@ def test_all_sources_are_in_it(names: list[str]) -> None:
         ("orchestrator", "orchestrator"),
         ("sandbox_init", "sandbox-image/sandbox_init"),
         ("agent_harness", "agent-harness/agent_harness"),
+        ("scripted_model", "agent-harness/scripted_model"),
     ):
         for path in (ROOT / folder).rglob("*"):
-            if path.suffix in {".py", ".lua"} and "__pycache__" not in path.parts:
+            if path.suffix in {".py", ".lua", ".toml", ".json"} and "__pycache__" not in path.parts:
                 assert f"{package}/{path.relative_to(ROOT / folder)}" in names
 
 
