@@ -182,6 +182,7 @@ def app_of(parts: Installed) -> FastAPI:
         reach=parts.reach,
         blobs=parts.blobs,
         tokens=parts.tokens,
+        intents=parts.intents,
         streams=parts.streams,
         clock=parts.clock,
         settings=ServerSettings(

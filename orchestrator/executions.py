@@ -21,6 +21,7 @@ from orchestrator.execution import (
     PauseWant,
     ResourcesWant,
     Spec,
+    Spend,
 )
 from orchestrator.history import Lease
 from orchestrator.lifecycle import ExecutionState
@@ -94,7 +95,8 @@ class Repair:
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """Outcomes since a moment, for one group (harness, label value or tenant; "" = all)."""
+    """Outcomes since a moment, for one group (harness, label value or tenant; "" = all), and what their model calls
+    cost together."""
 
     group: str
     completed: int
@@ -102,6 +104,7 @@ class Tally:
     by_reason: Mapping[str, int]
     resumed: int
     wall_s: float
+    spend: Spend = field(default_factory=Spend)
 
 
 class Executions(Protocol):

@@ -13,8 +13,21 @@ from orchestrator import __version__
 from orchestrator.clock import Clock, SystemClock
 from orchestrator.executions import Executions
 from orchestrator.history import History
+from orchestrator.intents import Intents
 from orchestrator.reach import Reach
-from orchestrator.server import channel, commands, events, files, health, problems, stats, steering
+from orchestrator.server import (
+    channel,
+    commands,
+    events,
+    files,
+    harnesses,
+    health,
+    journal,
+    problems,
+    stats,
+    steering,
+    way_out,
+)
 from orchestrator.server.auth import Authenticator
 from orchestrator.server.blobs import router as blobs_router
 from orchestrator.server.door import OPEN_PATHS, Door
@@ -31,12 +44,15 @@ ROUTERS: Final[tuple[APIRouter, ...]] = (
     health.router,
     executions_router,
     steering.router,
+    way_out.router,
+    journal.router,
     events.router,
     channel.router,
     commands.router,
     files.router,
     blobs_router,
     stats.router,
+    harnesses.router,
     streams_router,
 )
 _TITLE: Final = "Carrel"
@@ -50,6 +66,7 @@ def create_app(
     reach: Reach,
     blobs: Blobs,
     tokens: Tokens,
+    intents: Intents,
     settings: ServerSettings | None = None,
     clock: Clock | None = None,
     streams: Streams | None = None,
@@ -68,6 +85,7 @@ def create_app(
         tokens=tokens,
         settings=settings,
         clock=clock,
+        intents=intents,
         streams=streams,
     )
 

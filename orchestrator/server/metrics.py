@@ -59,6 +59,12 @@ class Metrics:
         self._reasons = Gauge("carrel_reasons_1h", "The same, by reason.", ("reason",), registry=registry)
         self._resumed = Gauge("carrel_resumed_1h", "The same: those that needed another attempt.", registry=registry)
         self._wall_s = Gauge("carrel_wall_seconds_1h", "The same: their wall time in all.", registry=registry)
+        self._calls = Gauge(
+            "carrel_model_calls_1h", "The same: model calls that reached a provider.", registry=registry
+        )
+        self._replays = Gauge("carrel_model_replays_1h", "The same: answered from the record.", registry=registry)
+        self._tokens = Gauge("carrel_model_tokens_1h", "The same: tokens of those calls.", ("kind",), registry=registry)
+        self._micros = Gauge("carrel_model_micros_1h", "The same: millionths of a dollar.", registry=registry)
         self._hosts = Gauge("carrel_hosts", "Hosts whose last heartbeat is at most a minute old.", registry=registry)
         self._workers = Gauge("carrel_workers", "Workers on those hosts.", registry=registry)
 
@@ -72,6 +78,11 @@ class Metrics:
             self._reasons.labels(reason.value).set(sum(tally.by_reason.get(reason, 0) for tally in tallies))
         self._resumed.set(sum(tally.resumed for tally in tallies))
         self._wall_s.set(sum(tally.wall_s for tally in tallies))
+        self._calls.set(sum(tally.spend.calls for tally in tallies))
+        self._replays.set(sum(tally.spend.replays for tally in tallies))
+        self._tokens.labels("input").set(sum(tally.spend.input_tokens for tally in tallies))
+        self._tokens.labels("output").set(sum(tally.spend.output_tokens for tally in tallies))
+        self._micros.set(sum(tally.spend.micros for tally in tallies))
         self._hosts.set(len(hosts))
         self._workers.set(sum(len(host.workers) for host in hosts))
         return generate_latest(self.registry)

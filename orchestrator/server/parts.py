@@ -22,6 +22,7 @@ from orchestrator.execution import GIB, KIB, Execution, Limits, Resources
 from orchestrator.executions import Executions
 from orchestrator.harnesses import Catalogue
 from orchestrator.history import History
+from orchestrator.intents import Intents
 from orchestrator.reach import Reach
 from orchestrator.server.auth import Permit
 from orchestrator.server.metrics import Metrics
@@ -75,6 +76,7 @@ class Parts:
         tokens: Tokens,
         settings: ServerSettings,
         clock: Clock,
+        intents: Intents,
         streams: Streams | None = None,
     ) -> None:
         self.executions = executions
@@ -84,6 +86,7 @@ class Parts:
         self.tokens = tokens
         self.settings = settings
         self.clock = clock
+        self.intents = intents
         self.streams = streams
         self.metrics = Metrics()
         self.encodings = Encodings()

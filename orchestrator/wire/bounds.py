@@ -50,6 +50,11 @@ ENV_RESERVED: Final = frozenset(
         "WORKSPACE",
         "STATE_DIR",
         "ARTIFACTS_DIR",
+        "CARREL_GATEWAY",
+        "CARREL_GATEWAY_TOKEN",
+        "LIMIT_STEPS",
+        "LIMIT_TOKENS",
+        "LIMIT_MICROS",
     }
 )
 
@@ -76,6 +81,9 @@ IMAGE: Final = re.compile(
     r"[a-zA-Z0-9][a-zA-Z0-9.-]*(:[0-9]{1,5})?(/[a-z0-9]+([._-]+[a-z0-9]+)*)*"
     r"(:[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?(@sha256:[0-9a-f]{64})?"
 )
+MODEL_CHARS: Final = 256
+#: As providers write them: `claude-sonnet-4-5`, `meta-llama/Llama-3.1-8B`, `qwen3:8b`, `gpt-5@2025-08`.
+MODEL: Final = re.compile(r"([A-Za-z0-9][A-Za-z0-9._:/@+-]*)?")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
@@ -205,6 +213,16 @@ def check_image(image: str) -> str:
             remedy="name an image built FROM ours, or leave it out",
         )
     return image
+
+
+def check_model(model: str) -> str:
+    if len(model) > MODEL_CHARS or not MODEL.fullmatch(model):
+        refuse(
+            f"{model[:80]!r} cannot name a model",
+            limit=f"{MODEL.pattern}, at most {MODEL_CHARS} characters",
+            remedy="name one as its provider does, or leave it out",
+        )
+    return model
 
 
 def check_sha256(digest: str) -> str:

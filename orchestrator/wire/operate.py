@@ -7,7 +7,9 @@ from typing import Literal
 from pydantic import Field
 
 from orchestrator.executions import Host, Tally
+from orchestrator.harnesses import Harness, OutputMode, StdinMode
 from orchestrator.wire.shape import AnswerModel, Moment
+from orchestrator.wire.way_out import SpendAnswer
 
 
 class Health(AnswerModel):
@@ -38,6 +40,7 @@ class OutcomeGroup(AnswerModel):
     by_reason: dict[str, int]
     resumed: int
     wall_s: float
+    spend: SpendAnswer = Field(default_factory=SpendAnswer)
 
     @classmethod
     def of(cls, tally: Tally) -> OutcomeGroup:
@@ -48,6 +51,7 @@ class OutcomeGroup(AnswerModel):
             by_reason=dict(tally.by_reason),
             resumed=tally.resumed,
             wall_s=tally.wall_s,
+            spend=SpendAnswer.of(tally.spend),
         )
 
 
@@ -69,3 +73,34 @@ class Stats(AnswerModel):
     since: Moment
     groups: list[OutcomeGroup]
     hosts: list[HostAnswer]
+
+
+class HarnessAnswer(AnswerModel):
+    """A declaration of the catalogue. `command`: empty where the submitter brings it. `resumes`: after a loss it goes
+    on in its old files. `api`: the one way it speaks to a model, "" = any, or none."""
+
+    name: str
+    about: str = ""
+    image: str = ""
+    command: list[str] = Field(default_factory=list)
+    stdin: StdinMode
+    output: OutputMode
+    resumes: bool
+    api: str = ""
+
+    @classmethod
+    def of(cls, harness: Harness) -> HarnessAnswer:
+        return cls(
+            name=harness.name,
+            about=harness.about,
+            image=harness.image,
+            command=list(harness.argv or ()),
+            stdin=harness.stdin,
+            output=harness.output,
+            resumes=harness.resumes,
+            api=harness.api,
+        )
+
+
+class HarnessList(AnswerModel):
+    harnesses: list[HarnessAnswer]

@@ -12,6 +12,7 @@ from orchestrator.execution import OutcomeKind, Reason
 from orchestrator.lifecycle import ExecutionState
 from orchestrator.wire.shape import AnswerModel, Moment
 from orchestrator.wire.submission import LimitsBody, ResourcesBody, RetryBody
+from orchestrator.wire.way_out import BudgetAnswer, EgressAnswer, OnBudget, SpendAnswer
 
 
 class OutcomeAnswer(AnswerModel):
@@ -62,16 +63,21 @@ class ResourcesAnswer(AnswerModel):
 
 
 class LimitsAnswer(AnswerModel):
-    """Seconds; null = no limit."""
+    """As submitted; null = no limit."""
 
     deadline_s: float | None = None
     idle_timeout_s: float | None = None
     grace_s: float
+    steps: int | None = None
+    budget_usd: float | None = None
+    budget_tokens: int | None = None
+    on_budget: OnBudget = "fail"
 
 
 class RetryAnswer(AnswerModel):
     max_failures: int
     on_lost: str
+    on_killed: str = "auto"
     backoff_s: float
     backoff_max_s: float
 
@@ -158,6 +164,11 @@ class Record(AnswerModel):
     retry: RetryAnswer
     stdin: Literal["none", "text", "jsonl"] | None = None
     output: Literal["auto", "bytes", "jsonl"] | None = None
+    model: str = ""
+    egress: EgressAnswer = Field(default_factory=EgressAnswer)
+    budget: BudgetAnswer = Field(default_factory=BudgetAnswer)
+    spend: SpendAnswer = Field(default_factory=SpendAnswer)
+    over_budget: str = Field(default="", description='figures of the call that was refused or is held; "" = within')
     tail: int = 0
     generation: int = 1
     cursor: str = Field(description="the place in the history right after its last event, as `?after=` takes it")
@@ -203,6 +214,11 @@ class Record(AnswerModel):
             retry=RetryAnswer.model_validate(RetryBody.of(spec.retry).model_dump()),
             stdin=spec.stdin,
             output=spec.output,
+            model=spec.model,
+            egress=EgressAnswer(allow=list(found.egress.allow)),
+            budget=BudgetAnswer.of(found.budget),
+            spend=SpendAnswer.of(found.spend),
+            over_budget=found.over_budget,
             tail=found.tail,
             generation=found.generation,
             cursor=str(Cursor(found.generation, found.tail)),

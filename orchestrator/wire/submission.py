@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
 from orchestrator import execution
 from orchestrator.wire import bounds
 from orchestrator.wire.shape import RequestModel, Text
+from orchestrator.wire.way_out import EgressBody, OnBudget, Usd, micros_of, tokens_field, usd_field, usd_of
 
 Name = Annotated[Text, AfterValidator(bounds.check_name)]
 Mode = Annotated[Text, AfterValidator(bounds.check_mode)]
 Sha256 = Annotated[Text, AfterValidator(bounds.check_sha256)]
 Base64 = Annotated[Text, AfterValidator(bounds.check_base64)]
 Command = Annotated[list[Text], AfterValidator(bounds.check_command)]
+Model = Annotated[Text, AfterValidator(bounds.check_model)]
 Env = Annotated[dict[Text, Text], AfterValidator(bounds.check_env)]
 
 DEFAULT_RESOURCES: Final = execution.Resources()
@@ -69,28 +71,50 @@ class ResourcesBody(RequestModel):
 
 
 class LimitsBody(RequestModel):
-    """How long, in seconds; null = no limit."""
+    """How long and how much; null = no limit. `grace_s`: between SIGTERM and SIGKILL, and between the call that went
+    over the budget and SIGTERM. `steps` is the harness's to keep (LIMIT_STEPS). `on_budget`: `fail` = the execution
+    ends, `wait` = the call is held until the budget is raised."""
 
     deadline_s: float | None = Field(default=None, gt=0, le=bounds.DEADLINE_S)
     idle_timeout_s: Annotated[float | None, AfterValidator(idle_is_later)] = None
     grace_s: float = Field(default=DEFAULT_LIMITS.grace_s, ge=0, le=3600)
+    steps: int | None = Field(default=None, ge=1, le=1_000_000)
+    budget_usd: Usd = usd_field()
+    budget_tokens: int | None = tokens_field()
+    on_budget: OnBudget = DEFAULT_LIMITS.budget.on_exceeded
 
     def noun(self, defaults: execution.Limits = DEFAULT_LIMITS) -> execution.Limits:
         """What was not said comes from the installation's `defaults`; a null that was said means no limit."""
-        return replace(defaults, **self.model_dump(exclude_unset=True))
+        said = self.model_dump(exclude_unset=True)
+        budget: dict[str, Any] = {}
+        if "budget_usd" in said:
+            budget["micros"] = micros_of(said.pop("budget_usd"))
+        if "budget_tokens" in said:
+            budget["tokens"] = said.pop("budget_tokens")
+        if "on_budget" in said:
+            budget["on_exceeded"] = said.pop("on_budget")
+        return replace(defaults, **said, budget=replace(defaults.budget, **budget))
 
     @classmethod
     def of(cls, limit: execution.Limits) -> LimitsBody:
         return cls.model_construct(
-            deadline_s=limit.deadline_s, idle_timeout_s=limit.idle_timeout_s, grace_s=limit.grace_s
+            deadline_s=limit.deadline_s,
+            idle_timeout_s=limit.idle_timeout_s,
+            grace_s=limit.grace_s,
+            steps=limit.steps,
+            budget_usd=usd_of(limit.budget.micros),
+            budget_tokens=limit.budget.tokens,
+            on_budget=limit.budget.on_exceeded,
         )
 
 
 class RetryBody(RequestModel):
-    """What to do when the platform (never the harness) failed. See RetryPolicy."""
+    """What to do when the platform (never the harness) failed, `on_killed`: when a signal nobody sent through Carrel
+    ended the harness. See RetryPolicy."""
 
     max_failures: int = Field(default=DEFAULT_RETRY.max_failures, ge=0, le=100)
     on_lost: Literal["auto", "retry", "end"] = DEFAULT_RETRY.on_lost
+    on_killed: Literal["auto", "retry", "end"] = DEFAULT_RETRY.on_killed
     backoff_s: float = Field(default=DEFAULT_RETRY.backoff_s, ge=0, le=3600)
     backoff_max_s: float = Field(default=DEFAULT_RETRY.backoff_max_s, ge=0, le=bounds.DAY_S)
 
@@ -102,6 +126,7 @@ class RetryBody(RequestModel):
         return cls.model_construct(
             max_failures=policy.max_failures,
             on_lost=policy.on_lost,
+            on_killed=policy.on_killed,
             backoff_s=policy.backoff_s,
             backoff_max_s=policy.backoff_max_s,
         )
@@ -135,7 +160,8 @@ class FileBody(RequestModel):
 
 
 class SubmitBody(RequestModel):
-    """What a person asks for. `command` alone means the harness `command`; empty `image` = the installation's own."""
+    """What a person asks for. `command` alone means the harness `command`; empty `image`, `model` = the
+    installation's own."""
 
     task: Annotated[Text, AfterValidator(bounds.check_task)] = ""
     harness: Text = Field(default="", max_length=64)
@@ -150,6 +176,8 @@ class SubmitBody(RequestModel):
     retry: RetryBody = Field(default_factory=lambda: RetryBody())
     stdin: Literal["none", "text", "jsonl"] | None = None
     output: Literal["auto", "bytes", "jsonl"] | None = None
+    model: Model = ""
+    egress: EgressBody = Field(default_factory=lambda: EgressBody())
 
     @model_validator(mode="after")
     def _fits_together(self) -> SubmitBody:
@@ -214,5 +242,7 @@ class SubmitBody(RequestModel):
             retry=self.retry.noun(),
             stdin=self.stdin,
             output=self.output,
+            model=self.model,
+            egress=self.egress.noun(),
             tenant=tenant,
         )

@@ -26,7 +26,15 @@ from orchestrator.server.admin_token import ensure_admin_token
 from orchestrator.server.app import create_app
 from orchestrator.server.parts import Parts, ServerSettings
 from orchestrator.server.serve import Listening, listen, serving
-from orchestrator.stores.redis import Keys, RedisExecutions, RedisHistory, RedisStreams, RedisTokens, Server
+from orchestrator.stores.redis import (
+    Keys,
+    RedisExecutions,
+    RedisHistory,
+    RedisIntents,
+    RedisStreams,
+    RedisTokens,
+    Server,
+)
 from orchestrator.tokens import Scope, Token, digest_of, mint
 from orchestrator.workspaces.blobs import DirectoryBlobs
 from orchestrator.workspaces.directory import DirectoryStore
@@ -141,6 +149,7 @@ async def running_api(
         reach=LocalReach(driver, workspaces, HOST),
         blobs=DirectoryBlobs(data_dir / "blobs"),
         tokens=tokens,
+        intents=RedisIntents(server, keys),
         settings=settings,
         streams=streams,
     )

@@ -89,6 +89,9 @@ async def test_53_another_tenant_s_execution_does_not_exist(api: Api) -> None:
         "/v1/executions/{id}/messages": {"text": "x"},
         "/v1/executions/{id}/exec": {"command": ["true"]},
         "/v1/executions/{id}/resources": {"cpus": 1},
+        "/v1/executions/{id}/egress": {"allow": []},
+        "/v1/executions/{id}/budget": {"budget_usd": 1},
+        "/v1/executions/{id}/intents/settle": {"key": "k", "decision": "retry"},
     }
     async with api.caller(secret) as http:
         for method, path in OPERATIONS:

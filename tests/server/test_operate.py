@@ -115,6 +115,7 @@ async def test_it_listens_on_a_port_as_well(api: Api) -> None:
         reach=api.parts.reach,
         blobs=api.parts.blobs,
         tokens=api.tokens,
+        intents=api.parts.intents,
     )
     async with serving(app, at=at) as listening:
         assert listening.url == f"http://127.0.0.1:{listening.port}" and listening.port > 0
@@ -149,6 +150,7 @@ async def test_the_end_waits_for_a_request_under_way_but_not_for_an_idle_connect
         reach=api.parts.reach,
         blobs=api.parts.blobs,
         tokens=api.tokens,
+        intents=api.parts.intents,
     )
     id = await api.submit()
     with socket.socket() as idle:

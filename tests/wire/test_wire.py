@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from orchestrator import errors
 from orchestrator.events import Event
-from orchestrator.execution import Execution, Outcome, OutcomeKind, Reason, Spec
+from orchestrator.execution import Budget, Egress, Execution, Limits, Outcome, OutcomeKind, Reason, Spec, Spend
 from orchestrator.lifecycle import ExecutionState
 from orchestrator.wire import bounds
 from orchestrator.wire import event as event_wire
@@ -26,6 +26,7 @@ from orchestrator.wire.record import Record
 from orchestrator.wire.shape import rfc3339
 from orchestrator.wire.steering import MessageBody, ResizeBody
 from orchestrator.wire.submission import SubmitBody
+from orchestrator.wire.way_out import BudgetBody, EgressWishBody, SettleBody, usd_of
 
 NOW = datetime(2025, 1, 31, 8, 15, 0, 123000, UTC)
 
@@ -50,8 +51,27 @@ def refusal(shape: Callable[[Any], Any], body: object) -> errors.BadInput:
         ({"task": 5}, "task", "string"),
         ({"task": "x", "privileged": True}, "privileged", "Extra"),
         ({"task": "x", "binds": ["/:/host"]}, "binds", "Extra"),
-        ({"task": "x", "egress": {}}, "egress", "not in this version"),
-        ({"task": "x", "limits": {"budget": 3}}, "limits.budget", "not in this version"),
+        ({"task": "x", "secrets": {}}, "secrets", "not in this version"),
+        ({"task": "x", "model": "a b"}, "model", "cannot name a model"),
+        ({"task": "x", "model": "m" * 257}, "model", "cannot name a model"),
+        ({"task": "x", "egress": []}, "egress", "EgressBody"),
+        ({"task": "x", "egress": {"deny": []}}, "egress.deny", "Extra"),
+        ({"task": "x", "egress": {"allow": ["https://a.example"]}}, "egress.allow[0]", "scheme"),
+        ({"task": "x", "egress": {"allow": ["a.example", "10.0.0.1"]}}, "egress.allow[1]", "address"),
+        ({"task": "x", "egress": {"allow": ["*.com"]}}, "egress.allow[0]", "top-level"),
+        ({"task": "x", "egress": {"allow": ["a.example:0"]}}, "egress.allow[0]", "port"),
+        ({"task": "x", "egress": {"allow": ["a.example"] * 257}}, "egress.allow", "257"),
+        ({"task": "x", "limits": {"budget_usd": 0.0000001}}, "limits.budget_usd", "six decimals"),
+        ({"task": "x", "limits": {"budget_usd": 1.2345678}}, "limits.budget_usd", "six decimals"),
+        ({"task": "x", "limits": {"budget_usd": -1}}, "limits.budget_usd", "greater than or equal to 0"),
+        ({"task": "x", "limits": {"budget_usd": 1e10}}, "limits.budget_usd", "less than or equal"),
+        ({"task": "x", "limits": {"budget_usd": float("inf")}}, "limits.budget_usd", "finite"),
+        ({"task": "x", "limits": {"budget_usd": "5"}}, "limits.budget_usd", "number"),
+        ({"task": "x", "limits": {"budget_tokens": 1.5}}, "limits.budget_tokens", "integer"),
+        ({"task": "x", "limits": {"steps": 0}}, "limits.steps", "greater than or equal to 1"),
+        ({"task": "x", "limits": {"on_budget": "ask"}}, "limits.on_budget", "fail"),
+        ({"task": "x", "retry": {"on_killed": "maybe"}}, "retry.on_killed", "auto"),
+        ({"task": "x", "env": {"CARREL_GATEWAY_TOKEN": "x"}}, "env", "set by the platform"),
         ({"task": "x", "env": {"1A": "x"}}, "env", "'1A'"),
         ({"task": "x", "env": {"EXECUTION_ID": "x"}}, "env", "set by the platform"),
         ({"task": "x", "env": {"A": "\0"}}, "env", "NUL"),
@@ -130,9 +150,54 @@ def test_what_is_not_said_is_the_noun_s_own_default() -> None:
     assert SubmitBody.model_validate({"task": "x"}).spec(tenant="default", files=()) == Spec(task="x")
 
 
+def test_the_way_out_as_asked_for() -> None:
+    spec = SubmitBody.model_validate(
+        {
+            "task": "x",
+            "model": "meta-llama/Llama-3.1-8B",
+            "egress": {"allow": ["A.Example.", "*.b.example:8443", "a.example"]},
+            "limits": {"steps": 30, "budget_usd": 0.1, "budget_tokens": 0, "on_budget": "wait"},
+            "retry": {"on_killed": "end"},
+        }
+    ).spec(tenant="t", files=())
+    assert spec.model == "meta-llama/Llama-3.1-8B"
+    assert spec.egress.allow == ("a.example", "*.b.example:8443")
+    assert (spec.limits.steps, spec.limits.budget) == (30, Budget(100_000, 0, "wait"))
+    assert spec.retry.on_killed == "end"
+
+
+def test_an_installation_s_own_budget_stands_where_nothing_was_said() -> None:
+    ours = Limits(deadline_s=9, budget=Budget(micros=5, tokens=7, on_exceeded="wait"))
+    said = SubmitBody.model_validate({"task": "x", "limits": {"budget_usd": None, "grace_s": 1}})
+    limits = said.spec(tenant="t", files=(), limits=ours).limits
+    assert limits == Limits(deadline_s=9, grace_s=1, budget=Budget(None, 7, "wait"))
+
+
+@given(st.integers(0, 10**15))
+def test_money_comes_back_to_the_millionth(micros: int) -> None:
+    usd = json.loads(json.dumps(usd_of(micros)))
+    assert SubmitBody.model_validate({"task": "x", "limits": {"budget_usd": usd}}).limits.noun().budget.micros == micros
+
+
+def test_a_budget_changes_where_it_is_said() -> None:
+    now = Budget(micros=5, tokens=7, on_exceeded="wait")
+    assert BudgetBody.model_validate({"budget_usd": None}).noun(now) == Budget(None, 7, "wait")
+    assert BudgetBody.model_validate({"budget_tokens": 9, "on_budget": "fail"}).noun(now) == Budget(5, 9, "fail")
+
+
 @pytest.mark.parametrize(
     ("shape", "body", "field"),
     [
+        (BudgetBody.model_validate, {}, "body"),
+        (BudgetBody.model_validate, {"id": "x"}, "body"),
+        (BudgetBody.model_validate, {"budget_usd": 0.00000001}, "budget_usd"),
+        (EgressWishBody.model_validate, {}, "allow"),
+        (EgressWishBody.model_validate, {"allow": ["::1"]}, "allow[0]"),
+        (SettleBody.model_validate, {"key": "", "decision": "retry"}, "key"),
+        (SettleBody.model_validate, {"key": "a\n", "decision": "retry"}, "key"),
+        (SettleBody.model_validate, {"key": "é" * 129, "decision": "retry"}, "key"),
+        (SettleBody.model_validate, {"key": "k", "decision": "maybe"}, "decision"),
+        (SettleBody.model_validate, {"key": "k", "decision": "done", "result": "x" * 65_537}, "result"),
         (MessageBody.model_validate, {}, "body"),
         (MessageBody.model_validate, {"text": "a", "data_b64": ""}, "body"),
         (MessageBody.model_validate, {"text": "a" * (bounds.MESSAGE_BYTES + 1)}, "body"),
@@ -236,6 +301,10 @@ def test_a_record_says_everything_and_comes_back() -> None:
         state=ExecutionState.FINISHED,
         created_at=NOW,
         outcome=Outcome(OutcomeKind.FAILED, Reason.EXIT_CODE, "exit 3", 3),
+        egress=Egress(("a.example",)),
+        budget=Budget(micros=2_500_000),
+        spend=Spend(micros=1_250_000, input_tokens=3, calls=1),
+        over_budget="figures",
         tail=9,
     )
     answer = json.loads(Record.of(found).model_dump_json())
@@ -248,6 +317,9 @@ def test_a_record_says_everything_and_comes_back() -> None:
         "exit_code": 3,
         "signal": None,
     }
+    assert answer["budget"] == {"usd": 2.5, "micros": 2_500_000, "tokens": None, "on_budget": "fail"}
+    assert (answer["spend"]["usd"], answer["spend"]["calls"], answer["over_budget"]) == (1.25, 1, "figures")
+    assert answer["egress"] == {"allow": ["a.example"]}
     again = Record.model_validate_json(json.dumps({**answer, "of_a_newer_server": 1}))
     assert again == Record.of(found)
     assert again.outcome and again.outcome.noun() == found.outcome

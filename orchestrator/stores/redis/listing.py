@@ -17,12 +17,12 @@ from typing import Final
 
 from orchestrator.clock import to_ms
 from orchestrator.errors import BadInput, NotFound
-from orchestrator.execution import Execution
+from orchestrator.execution import Execution, Spend
 from orchestrator.executions import Filter, Listing, Tally
 from orchestrator.lifecycle import WITH_SANDBOX, ExecutionState
 from orchestrator.stores.redis.connection import Server
 from orchestrator.stores.redis.keys import Keys
-from orchestrator.stores.redis.record import pairs, skew_of, to_execution
+from orchestrator.stores.redis.record import SPEND, pairs, skew_of, to_execution
 
 _PAGE: Final = 100
 #: A page of a rare kind may come back short after so many records, with the cursor to go on: no request scans a store.
@@ -132,14 +132,14 @@ class Finder:
             answers = await self._server.ask_all(
                 *(("HMGET", self._keys.record(id.decode()), *_Sum.FIELDS) for id in ids[i : i + 500])
             )
-            for outcome, of_tenant, harness, labels, attempt, started, finished in answers:
+            for outcome, of_tenant, harness, labels, attempt, started, finished, *spent in answers:
                 if outcome is None or (tenant is not None and of_tenant.decode() != tenant):
                     continue
                 if by.startswith("label:"):
                     group = json.loads(labels or b"{}").get(by.removeprefix("label:"), "")
                 else:
                     group = {"": b"", "harness": harness, "tenant": of_tenant}[by].decode()
-                groups.setdefault(group, _Sum()).add(outcome, attempt, started, finished)
+                groups.setdefault(group, _Sum()).add(outcome, attempt, started, finished, spent)
         return [groups[name].tally(name) for name in sorted(groups)]
 
     async def _sources(self, filter: Filter, tenant: str) -> list[str]:
@@ -166,19 +166,28 @@ class Finder:
 class _Sum:
     """The outcomes of one group, added up."""
 
-    FIELDS: Final = ("outcome", "tenant", "harness", "labels", "attempt", "started", "finished")
+    FIELDS: Final = ("outcome", "tenant", "harness", "labels", "attempt", "started", "finished", *SPEND)
 
     def __init__(self) -> None:
         self.outcomes: Counter[str] = Counter()
         self.reasons: Counter[str] = Counter()
         self.resumed = 0
         self.wall_ms = 0
+        self.spent = [0] * len(SPEND)
 
-    def add(self, outcome: bytes, attempt: bytes | None, started: bytes | None, finished: bytes) -> None:
+    def add(
+        self,
+        outcome: bytes,
+        attempt: bytes | None,
+        started: bytes | None,
+        finished: bytes,
+        spent: Sequence[bytes | None],
+    ) -> None:
         told = json.loads(outcome)
         self.outcomes[told["kind"]] += 1
         self.reasons[told["reason"]] += 1
         self.resumed += int(attempt or 0) > 1
+        self.spent = [total + int(more or 0) for total, more in zip(self.spent, spent, strict=True)]
         if started:
             self.wall_ms += int(finished) - int(started)
 
@@ -190,6 +199,7 @@ class _Sum:
             dict(self.reasons),
             self.resumed,
             self.wall_ms / 1000,
+            Spend(*self.spent),
         )
 
 
