@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
+from contextlib import ExitStack
 from pathlib import Path
 
 import docker
 import pytest
 
 from sandbox_init.frames import Frame, encode
-from tests.sandbox_init.boxes import Box, Closed, joined, make_slot, remove_slot, start, wait_for
+from tests.sandbox_init.boxes import Box, Client, Closed, joined, make_slot, remove_slot, start, wait_for
 from tests.sandbox_init.containers import LABEL, ContainerBox, Make, agent, create
+from tests.sandbox_init.gateways import Gateway, exactly, sent_by_thread
 
 pytestmark = [pytest.mark.root, pytest.mark.docker]
 
@@ -34,6 +36,39 @@ def test_memory_of_init_is_within_its_limit_after_work(make_box: Make) -> None:
     print(figures, stat["init_rss_anon_kb"])
     assert figures["init"] <= RSS_ANON_LIMIT_KB
     assert figures["spawner"] <= RSS_ANON_LIMIT_KB
+
+
+def test_memory_of_init_is_within_its_limit_with_an_outlet_too(make_box: Make) -> None:
+    """After requests of 1 MiB and their answers of 8, and while 32 others wait for a gateway."""
+    box = make_box()
+    body, answer = bytes(1 << 20), bytes(8 << 20)
+    with box.run("exec sleep 1000", cwd="/workspace", outlet_port=7411) as owner:
+        owner.until_verb("started")
+        with Gateway(box.slot) as gateway:
+            for _ in range(10):
+                with box.dial(7411) as client:
+                    asking = sent_by_thread(client, body)
+                    with gateway.accept() as worker:
+                        assert exactly(worker, len(body)) == body
+                        answering = sent_by_thread(worker, answer)
+                        assert exactly(client, len(answer)) == answer
+                        asking.join()
+                        answering.join()
+        waiting = [box.dial(7411) for _ in range(32)]
+        for client in waiting:
+            client.sendall(bytes(2000))
+        wait_for(lambda: _outlet_connections(owner) == len(waiting), "they wait")
+        owner.send("stat")
+        stat = owner.answer("stat").fields
+        for client in waiting:
+            client.close()
+    print(stat)
+    assert stat["init_rss_anon_kb"] <= RSS_ANON_LIMIT_KB
+
+
+def _outlet_connections(owner: Client) -> int:
+    owner.send("stat")
+    return int(owner.answer("stat").fields["outlet_connections"])
 
 
 def test_the_harness_has_the_contract_s_place(make_box: Make) -> None:
@@ -79,6 +114,11 @@ ATTACKS = {
         "-c",
         "import socket; socket.socket(socket.AF_UNIX).connect('/run/carrel/ctl/init.sock')",
     ],
+    "17 connect to the gateway": [
+        "python3",
+        "-c",
+        "import socket; socket.socket(socket.AF_UNIX).connect('/run/carrel/ctl/gateway.sock')",
+    ],
     "17 delete": ["rm", "/run/carrel/ctl/init.sock"],
     "17 rename": ["mv", "/run/carrel/ctl", "/run/carrel/x"],
     "17 link to it": ["sh", "-c", "ln -s /run/carrel/ctl/init.sock /tmp/s && cat < /tmp/s"],
@@ -91,10 +131,11 @@ ATTACKS = {
 
 def test_uid_1000_gets_nowhere_near_init(make_box: Make) -> None:
     box = make_box()
-    with box.owner(after=0) as owner:
+    with ExitStack() as gateway, box.owner(after=0) as owner:
         start(owner, "read x; echo got $x", cwd="/workspace")
         owner.until_verb("started")
         spawner = str(owner.hello.fields["spawner_pid"])
+        gateway.enter_context(Gateway(box.slot))  # there to be connected to
         for name, argv in ATTACKS.items():
             if name == "15 kill -9 -1":
                 continue
