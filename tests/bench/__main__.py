@@ -8,7 +8,7 @@ import pstats
 import sys
 from pathlib import Path
 
-from tests.bench import init, latency, throughput
+from tests.bench import init, latency, outlet, throughput
 from tests.bench.figures import Figure, table, write_json
 from tests.bench.site import site
 
@@ -21,6 +21,7 @@ BENCHES = {
     "events": throughput.events,
     "viewers": throughput.viewers,
     "init": init.init,
+    "outlet": outlet.outlet,
 }
 
 
