@@ -17,7 +17,7 @@ from orchestrator.execution import Execution
 from orchestrator.gateway import egress_port
 from orchestrator.gateway.egress_answer import CUT_STATUS, ESTABLISHED, Answer, refusal, unreachable
 from orchestrator.gateway.egress_dial import Resolve, SystemResolver, Unreachable, dial
-from orchestrator.gateway.egress_flow import CHUNK_BYTES, Cut, Flow, Traffic
+from orchestrator.gateway.egress_flow import CHUNK_BYTES, IDLE_S, Cut, Flow, Traffic
 from orchestrator.gateway.egress_http import Exchange
 from orchestrator.gateway.egress_inner import InnerRequest
 from orchestrator.gateway.egress_policy import Network, Policy, Refused, networks
@@ -46,11 +46,13 @@ class EgressProxy:
         held: Callable[[], bool],
         resolve: Resolve,
         opened: Sequence[Network] = (),
+        idle_s: float = IDLE_S,
     ) -> None:
         self._policy = Policy.of(execution.egress)
         self._held = held
         self._resolve = resolve
         self._opened = tuple(opened)
+        self._idle_s = idle_s
         self._flows: set[Flow] = set()
         self._closed = False
         self.traffic = Traffic()
@@ -120,7 +122,7 @@ class EgressProxy:
 
     async def _carried(self, work: Callable[[Flow], Awaitable[None]], answer: Answer) -> None:
         """One connection from its request to its end. Raises nothing but cancellation."""
-        flow = Flow(self.traffic, self._held)
+        flow = Flow(self.traffic, self._held, self._idle_s)
         refused: Refused | None = None
         try:
             if self._closed or not self._held():
@@ -157,11 +159,21 @@ class EgressProxy:
 
 class EgressProxies:
     """Satisfies `egress_port.Egresses`. `private_allow`: CIDR ranges that are reachable though not public; `resolver`:
-    makes one resolver for each sandbox. Raises ValueError for what is no range."""
+    makes one resolver for each sandbox; `idle_s`: how long nothing may pass through a connection. Raises ValueError
+    for what is no range."""
 
-    def __init__(self, private_allow: Sequence[str] = (), *, resolver: Callable[[], Resolve] = SystemResolver) -> None:
+    def __init__(
+        self,
+        private_allow: Sequence[str] = (),
+        *,
+        resolver: Callable[[], Resolve] = SystemResolver,
+        idle_s: float = IDLE_S,
+    ) -> None:
         self._opened = networks(private_allow)
         self._resolver = resolver
+        self._idle_s = idle_s
 
     def open(self, execution: Execution, *, tell: Tell, held: Callable[[], bool]) -> egress_port.Egress:
-        return EgressProxy(execution, tell=tell, held=held, resolve=self._resolver(), opened=self._opened)
+        return EgressProxy(
+            execution, tell=tell, held=held, resolve=self._resolver(), opened=self._opened, idle_s=self._idle_s
+        )

@@ -33,12 +33,15 @@ class Flow:
 
     traffic: Traffic
     held: Callable[[], bool]
+    idle_s: float = IDLE_S
     host: str = ""
     port: int = 0
     cut_why: str = ""
     over: asyncio.Event = field(default_factory=asyncio.Event)
-    limit: asyncio.Timeout = field(default_factory=lambda: asyncio.timeout(IDLE_S))
-    idle_s: float = IDLE_S
+    limit: asyncio.Timeout = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.limit = asyncio.timeout(self.idle_s)
 
     def sent(self, size_bytes: int) -> None:
         """Out of the sandbox. Raises Cut."""
@@ -52,7 +55,7 @@ class Flow:
 
     def half_closed(self) -> None:
         """One direction is over: the other may not be idle as long."""
-        self.idle_s = HALF_CLOSED_IDLE_S
+        self.idle_s = min(self.idle_s, HALF_CLOSED_IDLE_S)
         self._moved()
 
     def cut(self, why: str) -> None:
@@ -68,5 +71,5 @@ class Flow:
         self._reschedule(self.idle_s)
 
     def _reschedule(self, in_s: float) -> None:
-        if self.limit.when() is not None and not self.limit.expired():
+        if not self.limit.expired():
             self.limit.reschedule(asyncio.get_running_loop().time() + in_s)

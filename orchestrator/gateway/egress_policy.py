@@ -9,6 +9,7 @@ differ between the versions of Python we run on.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
@@ -74,6 +75,7 @@ _FORBIDDEN: Final = tuple(
     )
 )
 _GLOBAL_6: Final = IPv6Network("2000::/3")  # all that IANA has given out as global unicast
+_ADDRESS_6: Final = re.compile(r"[0-9a-f.]*:[0-9a-f:.]*")
 _NAT64: Final = IPv6Network("64:ff9b::/96")
 
 
@@ -164,9 +166,9 @@ def embedded(address: Address) -> Address:
 
 def is_address(host: str) -> bool:
     """True if it looks like an attempt at an address, for the status only: 403 and not 400."""
-    bare = host.strip("[]").partition("%")[0].removesuffix(".")
-    last = bare.rpartition(".")[2].lower()
-    return ":" in bare or last.isdigit() or (last.startswith("0x") and last.isalnum())
+    bare = host.strip("[]").partition("%")[0].removesuffix(".").lower()
+    last = bare.rpartition(".")[2]
+    return bool(_ADDRESS_6.fullmatch(bare)) or last.isdigit() or (last.startswith("0x") and last.isalnum())
 
 
 def shown(text: str) -> str:
