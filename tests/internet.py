@@ -8,6 +8,7 @@ so that "no connection was made" is seen, not supposed. Its resolver is the DNS 
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import subprocess
@@ -29,6 +30,8 @@ TRAPPED = (
     "127.0.0.1", "10.0.0.1", "172.16.0.1", "192.168.1.1", "100.64.0.1", "100.100.100.200", "169.254.169.254",
     "198.18.0.1", "8.8.4.4", "::1", "fd00:ec2::254", "fd12::1",
 )  # fmt: skip
+
+_ASKED = itertools.count()
 
 
 class Running:
@@ -65,8 +68,16 @@ class Running:
         got: dict[str, Any] = until(either, f"a line with {what}")
         return got
 
+    def settled(self) -> list[dict[str, Any]]:
+        """All it said of what happened until now."""
+        number = next(_ASKED)
+        self.tell(ask=number)
+        self.wait(asked=number)
+        return list(self.said)
+
     def having(self, key: str) -> list[dict[str, Any]]:
-        return [line for line in list(self.said) if key in line]
+        """Those lines of `settled` that have it."""
+        return [line for line in self.settled() if key in line]
 
     def close(self) -> None:
         assert self.process.stdin and self.process.stdout

@@ -3,7 +3,8 @@ servers, a TLS echo, raw echoes, and a log of every connection that reaches any 
 
 Started by `tests/internet.py` with one JSON argument: {addresses, names, certificate}. `names`: name → type (A, AAAA)
 → answers, each a list of addresses; the n-th question gets the n-th, the last one stays. Prints one JSON line for each
-thing that happens, `{"ready": true}` first. Standard library only: it may run where nothing else is.
+thing that happens, `{"ready": true}` first, and for each line {"ask": n} on stdin an answer, behind all that happened
+before it was asked. Standard library only: it may run where nothing else is.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ import json
 import ssl
 import sys
 from asyncio import StreamReader, StreamWriter
+from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, cast
 
 TYPES = {1: "A", 28: "AAAA"}
 MIB = 1024 * 1024
-GO = asyncio.Event()  # from 3.10 on it belongs to the loop that first waits for it
+GO: dict[str, asyncio.Event] = defaultdict(asyncio.Event)
 Serve = Callable[[StreamReader, StreamWriter], Awaitable[None]]
 
 
@@ -108,10 +110,10 @@ async def web(reader: StreamReader, writer: StreamWriter) -> None:
                 await writer.drain()
         elif path == "/drip":  # one chunk now, the rest when the client has said so by another request
             writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nfirst\r\n")
-            await GO.wait()
+            await GO[query].wait()
             writer.write(b"4\r\nlast\r\n0\r\n\r\n")
         elif path == "/go":
-            GO.set()
+            GO[query].set()
             writer.write(b"HTTP/1.1 204 No Content\r\n\r\n")
         else:
             content = json.dumps(
@@ -179,7 +181,10 @@ async def main(plan: dict[str, Any]) -> None:
     for port, context in secret:
         await asyncio.start_server(partial(logged, "tls", echo), plan["addresses"], port, ssl=context)
     say(ready=True)
-    await loop.run_in_executor(None, sys.stdin.read)  # until whoever started us is gone
+    while line := await loop.run_in_executor(None, sys.stdin.readline):  # until whoever started us is gone
+        for _ in range(20):  # turns of the loop: what came before the question has been said by then
+            await asyncio.sleep(0)
+        say(asked=json.loads(line)["ask"])
 
 
 if __name__ == "__main__":

@@ -122,7 +122,7 @@ class EgressProxy:
 
     async def _carried(self, work: Callable[[Flow], Awaitable[None]], answer: Answer) -> None:
         """One connection from its request to its end. Raises nothing but cancellation."""
-        flow = Flow(self.traffic, self._held, self._idle_s)
+        flow = Flow(self.traffic, self._held, idle_s=self._idle_s)
         refused: Refused | None = None
         try:
             if self._closed or not self._held():

@@ -33,9 +33,9 @@ class Flow:
 
     traffic: Traffic
     held: Callable[[], bool]
-    idle_s: float = IDLE_S
     host: str = ""
     port: int = 0
+    idle_s: float = IDLE_S
     cut_why: str = ""
     over: asyncio.Event = field(default_factory=asyncio.Event)
     limit: asyncio.Timeout = field(init=False)

@@ -1,6 +1,7 @@
 """The egress proxy as a process of its own, so that it can live in a network namespace: the real proxy behind a unix
-socket, with as much of a front as it needs. One JSON argument: {socket, allow, private_allow, idle_s, uvloop}; commands
-as JSON lines: {allow: […]}, {held: bool}, {close: true}, {ask: n}. Prints events, answers and `{"ready": true}` so too.
+socket, with as much of the front as it needs. One JSON argument: {socket, allow, private_allow, idle_s, uvloop};
+commands as JSON lines: {allow: […]}, {held: bool}, {close: true}, {ask: n}. Prints events, answers and
+`{"ready": true}` as JSON lines, too.
 """
 
 from __future__ import annotations
@@ -9,19 +10,19 @@ import asyncio
 import json
 import sys
 from asyncio import StreamReader, StreamWriter
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import h11
 import uvloop
 
 from orchestrator.events import Entry
 from orchestrator.execution import Egress, Execution, Spec
 from orchestrator.gateway.egress import EgressProxies, EgressProxy
-from orchestrator.gateway.egress_port import Head
+from orchestrator.gateway.exchange import Exchange
+from orchestrator.gateway.refusals import Refused, Tongue
+from orchestrator.gateway.routes import Kind, route
 from orchestrator.lifecycle import ExecutionState
 
 
@@ -45,41 +46,18 @@ class Served:
         self.proxy = opened
 
     async def connection(self, reader: StreamReader, writer: StreamWriter) -> None:
-        line = h11.Connection(h11.SERVER)
+        exchange = Exchange(reader, writer)
         try:
-            while (event := line.next_event()) is h11.NEED_DATA:
-                line.receive_data(await reader.read(65536))
-            if isinstance(event, h11.Request):
-                await self.request(line, event, reader, writer)
-        except h11.RemoteProtocolError:
-            writer.write(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+            if head := await exchange.head():
+                if route(head.method, head.target).kind is Kind.TUNNEL:
+                    await self.proxy.tunnel(head, reader, writer, exchange.leftover())
+                else:
+                    await self.proxy.forward(head, exchange.plain(), reader, writer)
+                exchange.started = True
+        except Refused as refused:
+            await exchange.refuse(refused, Tongue.CARREL)
         finally:
-            writer.close()
-
-    async def request(
-        self, line: h11.Connection, event: h11.Request, reader: StreamReader, writer: StreamWriter
-    ) -> None:
-        head = Head(
-            event.method.decode(),
-            event.target.decode(),
-            tuple((name.decode(), value.decode("latin-1")) for name, value in event.headers),
-            event.http_version.decode(),
-        )
-        if head.method == "CONNECT":
-            await self.proxy.tunnel(head, reader, writer, line.trailing_data[0])
-            return
-
-        async def body() -> AsyncIterator[bytes]:
-            try:
-                while not isinstance(part := line.next_event(), h11.EndOfMessage):
-                    if part is h11.NEED_DATA:
-                        line.receive_data(await reader.read(65536))
-                    elif isinstance(part, h11.Data):
-                        yield bytes(part.data)
-            except h11.RemoteProtocolError as wrong:
-                raise ValueError(str(wrong)) from None
-
-        await self.proxy.forward(head, body(), reader, writer)
+            exchange.abandon()
 
     async def command(self, command: dict[str, Any]) -> None:
         if "allow" in command:

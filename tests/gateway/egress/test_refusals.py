@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.root]
 
 
 def trapped(internet: Internet) -> list[object]:
-    return [line for line in internet.trap.said if "connection" in line]
+    return list(internet.trap.having("connection"))
 
 
 # host, the kind that is named: 30 and 36, and what else a name may stand for.
