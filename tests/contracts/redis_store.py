@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 from orchestrator.events import Cursor, Entry, Event
 from orchestrator.execution import Outcome, OutcomeKind, Reason, Spec
@@ -11,8 +12,23 @@ from orchestrator.executions import Claim
 from orchestrator.history import Appended, Change, Lease, Spooled
 from orchestrator.lifecycle import ExecutionState, Trigger
 from orchestrator.stores.redis import Keys, RedisCalls, RedisExecutions, RedisHistory, RedisIntents, Server
+from orchestrator.stores.redis.connection import Argument
 
 SUCCEEDED = Outcome(OutcomeKind.SUCCEEDED, Reason.EXIT_CODE, exit_code=0)
+
+
+class LosesReplies(Server):
+    """A line that loses the next reply when told to: the script has run, and is sent again. `sent` is the last one."""
+
+    lose = False
+    sent: tuple[str, tuple[Argument, ...]] = ("", ())
+
+    async def run(self, name: str, *args: Argument) -> list[Any]:
+        self.sent = (name, args)
+        if self.lose:
+            self.lose = False
+            await super().run(name, *args)
+        return await super().run(name, *args)
 
 
 @dataclass

@@ -13,7 +13,7 @@ from orchestrator.execution import CancelWant, Spend
 from orchestrator.history import Lease
 from orchestrator.lifecycle import Trigger
 from orchestrator.stores.redis import Keys, RedisCalls, Server
-from tests.contracts.redis_store import Store
+from tests.contracts.redis_store import LosesReplies, Store
 
 MOST = ModelUsage(100, 50, cost_micros=400)
 IF_CUT = ModelUsage(100, 10, cost_micros=200, estimated=True)
@@ -128,6 +128,17 @@ class TestBegin:
             "cost_micros": 0,
             "replayed": True,
         }
+
+    async def test_a_replay_whose_reply_was_lost_counts_once(self, store: Store, redis_url: str) -> None:
+        lease = await store.running()
+        call = await answered(store, lease, keyed())
+        losing = LosesReplies(redis_url)
+        for _ in range(2):
+            losing.lose = True
+            assert await RedisCalls(losing, store.keys).begin(lease, 1, keyed()) == Replay(call, ANSWER)
+        await losing.aclose()
+        assert (await spend(store)).replays == 2
+        assert [e.data["replayed"] for e in await store.told("usage")] == [False, True, True]
 
 
 class TestFinish:

@@ -71,6 +71,8 @@ class TestWithin:
         every = ModelUsage(1, 2, 3, 4)
         assert isinstance(await store.calls.begin(lease, 1, replace(asked("a"), reserve=every)), Reserved)
         assert isinstance(await store.calls.begin(lease, 1, asked("b", 0, 1)), OverBudget)
+        await store.calls.finish(lease, "c1", ANSWER, every, FACTS)
+        assert isinstance(await store.calls.begin(lease, 1, asked("b", 0, 1)), OverBudget)
 
     async def test_one_that_cost_more_than_reserved_stops_the_next(self, store: Store) -> None:
         lease = await running(store, micros=100)

@@ -8,7 +8,8 @@ from orchestrator.errors import BadInput, Conflict, NotFound
 from orchestrator.history import Lease
 from orchestrator.intents import RESULT_BYTES, Decision, Effect, Intent, IntentState
 from orchestrator.lifecycle import ExecutionState, Trigger
-from tests.contracts.redis_store import Store
+from orchestrator.stores.redis import RedisIntents
+from tests.contracts.redis_store import LosesReplies, Store
 from tests.contracts.test_intents import begin, doubtful, finish, types
 
 S = IntentState
@@ -151,6 +152,17 @@ class TestSettle:
             "recorded",
         ]
         assert (await finish(store, lease, run="r3")).settled_by == "ada"
+
+    async def test_a_reply_lost_for_long_decides_nothing_more(self, store: Store, redis_url: str) -> None:
+        lease = await doubtful(store)
+        losing = LosesReplies(redis_url)
+        await RedisIntents(losing, store.keys).settle("exe_a", "k", Decision.RETRY, result="", by="eva")
+        assert (await begin(store, lease, run="r2")).go
+        assert not (await begin(store, lease, run="r3")).go
+        name, args = losing.sent
+        await losing.run(name, *args)
+        await losing.aclose()
+        assert (await store.intents.get("exe_a", "k")).state is S.IN_DOUBT
 
     async def test_the_run_that_knows_may_still_say_so_before_a_retry(self, store: Store) -> None:
         lease = await doubtful(store)

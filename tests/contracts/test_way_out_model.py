@@ -26,25 +26,12 @@ from orchestrator.errors import Conflict, Fenced
 from orchestrator.execution import Budget, BudgetWant, Limits, Spend
 from orchestrator.history import Lease
 from orchestrator.intents import Decision, Effect, IntentState
-from orchestrator.stores.redis import Keys, RedisCalls, RedisExecutions, RedisHistory, RedisIntents, Server
-from orchestrator.stores.redis.connection import Argument
-from tests.contracts.redis_store import Store
+from orchestrator.stores.redis import Keys, RedisCalls, RedisExecutions, RedisHistory, RedisIntents
+from tests.contracts.redis_store import LosesReplies, Store
 
 T = TypeVar("T")
 ID = "exe_a"
 Name = tuple[str, str, int]  # key, digest, how manieth
-
-
-class Twice(Server):
-    """A line that may lose the next reply: the script has run, and is sent again."""
-
-    lose = False
-
-    async def run(self, name: str, *args: Argument) -> list[Any]:
-        if self.lose:
-            self.lose = False
-            await super().run(name, *args)
-        return await super().run(name, *args)
 
 
 @dataclass
@@ -107,6 +94,7 @@ class Model:
 
 usages = st.builds(ModelUsage, *[st.integers(0, 9)] * 4, cost_micros=st.integers(0, 30))
 lost = st.sampled_from((False, False, True))
+limits = st.sampled_from((None, 60, 200, 400, 5))
 
 
 class WayOut(RuleBasedStateMachine):
@@ -124,7 +112,7 @@ class WayOut(RuleBasedStateMachine):
         self.wait(self.open())
 
     async def open(self) -> None:
-        self.server, keys = Twice(self.url), Keys(f"m{uuid.uuid4().hex[:10]}")
+        self.server, keys = LosesReplies(self.url), Keys(f"m{uuid.uuid4().hex[:10]}")
         executions, history = RedisExecutions(self.server, keys), RedisHistory(self.server, keys)
         self.store = Store(self.server, keys, executions, history)
         self.calls = RedisCalls(self.server, keys, fenced=self.fenced)
@@ -162,7 +150,7 @@ class WayOut(RuleBasedStateMachine):
 
     # Owners ------------------------------------------------------------------------------------------------------
 
-    @initialize(micros=st.none() | st.integers(1, 200), tokens=st.none() | st.integers(1, 200))
+    @initialize(micros=limits, tokens=limits)
     def submit(self, micros: int | None, tokens: int | None) -> None:
         self.model.budget = Budget(micros, tokens)
         self.leases = [self.wait(self.store.running(limits=Limits(budget=self.model.budget)))]
@@ -189,14 +177,14 @@ class WayOut(RuleBasedStateMachine):
 
     @rule(sure=st.integers(0, 19))
     def end(self, sure: int) -> None:
-        if sure or self.model.ended:  # rarely: little can happen after it
+        if sure < 19 or self.model.ended:  # rarely: little can happen after it
             return
         self.wait(self.store.finish(self.leases[-1], own=self.own + 1))
         for call in self.model.left(float("inf")):
             self.model.settle(call, "cut", call.asked.if_cut)
         self.model.ended = True
 
-    @rule(micros=st.none() | st.integers(1, 400), tokens=st.none() | st.integers(1, 400), lose=lost)
+    @rule(micros=limits, tokens=limits, lose=lost)
     def budget(self, micros: int | None, tokens: int | None, lose: bool) -> None:
         if self.model.ended:
             return
@@ -250,6 +238,19 @@ class WayOut(RuleBasedStateMachine):
             assert isinstance(got, OverBudget), f"begun beyond the budget: {got}, {model.budget}"
             assert got.spend == model.spend
 
+    @rule(key=st.sampled_from(("", "a", "b")), digest=st.sampled_from("xy"), deliver=st.booleans(), lose=lost)
+    def as_meant(self, key: str, digest: str, deliver: bool, lose: bool) -> None:
+        """Asked, answered, recorded, and asked again, by who has the answer or has not: so that runs get far."""
+        model, small = self.model, ModelUsage(1, 1, cost_micros=3)
+        if model.ended:
+            return
+        self.begin(0, key, digest, small, False)
+        name = model.name(Asked(digest, key, small, small))
+        made = model.names.get(name)
+        if made and model.calls[made].state == "open":
+            self.end_one(made, 0, "recorded", 1, deliver, lose)
+        self.begin(0, key, digest, small, lose)
+
     @rule(
         data=st.data(),
         back=st.sampled_from((0, 0, 0, 0, 1)),
@@ -265,6 +266,10 @@ class WayOut(RuleBasedStateMachine):
         made = data.draw(
             st.sampled_from([*sorted(model.calls), *[c for c in model.calls if model.calls[c].state == "open"]])
         )
+        self.end_one(made, back, how, cheaper, deliver, lose)
+
+    def end_one(self, made: str, back: int, how: str, cheaper: int, deliver: bool, lose: bool) -> None:
+        model = self.model
         call = model.calls[made]
         if call.name not in model.names or model.names[call.name] != made:  # another goes by that name now
             return

@@ -31,7 +31,7 @@ end
 if go then
   of.kind, of.effect, of.summary, of.attempt, of.run = kind, effect, summary, attempt, run
   of.state, of.begun, of.ended = 'open', wall(), nil
-  put_intent(journal, name, of, '')
+  put_intent(journal, name, of)
   event(x, 'intent.recorded', cjson.encode({
     key = name, kind = kind, effect = effect, summary = summary, run = run, n = of.n,
   }))
