@@ -48,7 +48,8 @@ def test_nothing_is_given_that_was_not_meant() -> None:
         "VolumesFrom",
     ):
         assert never not in host
-    for never in ("ExposedPorts", "Volumes", "Cmd", "Entrypoint"):
+    assert made["Entrypoint"] == ["/usr/bin/python3", "-I", "-S", "-B", "/usr/lib/carrel/sandbox_init/__main__.py"]
+    for never in ("ExposedPorts", "Volumes", "Cmd"):
         assert never not in made
     assert json.loads(json.dumps(made)) == made
 

@@ -213,7 +213,7 @@ async def test_out_of_memory_takes_children_never_init(bench: DockerBench, attac
 
 @pytest.fixture
 def odd_image(engine: docker.APIClient, sandbox_image: str) -> Iterator[str]:
-    """Ours with another entry point; a test fills it in."""
+    """Built from ours; a test fills it in."""
     tag = f"carrel-test:{uuid.uuid4().hex[:12]}"
     yield tag
     for image in engine.images(filters={"reference": f"{tag}*"}):
@@ -221,6 +221,7 @@ def odd_image(engine: docker.APIClient, sandbox_image: str) -> Iterator[str]:
 
 
 def commit(engine: docker.APIClient, base: str, tag: str, *changes: str, files: dict[str, bytes] | None = None) -> None:
+    """An image of `base`, with these changes. A file without content is a link that leads nowhere."""
     made = engine.create_container(base, ["true"], labels=TEST_LABELS)["Id"]
     try:
         if files:
@@ -229,32 +230,46 @@ def commit(engine: docker.APIClient, base: str, tag: str, *changes: str, files: 
                 for name, content in files.items():
                     entry = tarfile.TarInfo(name)
                     entry.size, entry.mode = len(content), 0o755
+                    if not content:
+                        entry.type, entry.linkname = tarfile.SYMTYPE, "/no/such/file"
                     tar.addfile(entry, io.BytesIO(content))
             engine.put_archive(made, "/", packed.getvalue())
         repository, _, label = tag.partition(":")
-        engine.commit(made, repository, label, changes="\n".join(changes))
+        engine.commit(made, repository, label, changes="\n".join(changes) or None)
     finally:
         engine.remove_container(made, force=True)
 
 
 @pytest.mark.parametrize(
-    ("entry", "words"),
+    ("python", "words"),
     [
-        ('["/bin/bash", "-c", "exit 42"]', "exit code 42"),
-        ('["/no/such/init"]', "/no/such/init"),
-        ('["/broken"]', "exit code"),
+        (b"#!/bin/bash\nexit 42\n", "exit code 42"),
+        (b"", "/usr/bin/python3"),
+        (b"\x7fELF not really", "exit code"),
     ],
 )
 async def test_a_start_that_fails_says_why_and_leaves_nothing(
-    bench: DockerBench, engine: docker.APIClient, sandbox_image: str, odd_image: str, entry: str, words: str
+    bench: DockerBench, engine: docker.APIClient, sandbox_image: str, odd_image: str, python: bytes, words: str
 ) -> None:
-    commit(engine, sandbox_image, odd_image, f"ENTRYPOINT {entry}", files={"broken": b"\x7fELF not really"})
+    commit(engine, sandbox_image, odd_image, files={"usr/bin/python3": python})
     sandbox_id, spec = await bench.slot()
     with pytest.raises(CarrelError) as caught:
         await bench.driver.ensure(replace(spec, image=odd_image), sandbox_id)
     assert words in caught.value.message
     assert not isinstance(caught.value, EngineUnavailable)
     assert await bench.driver.observe(sandbox_id) == Absent()
+
+
+async def test_what_else_an_image_would_start_does_not_matter(
+    bench: DockerBench, engine: docker.APIClient, sandbox_image: str, odd_image: str
+) -> None:
+    """Its author's ENTRYPOINT, CMD and USER are for `docker run`."""
+    changes = ('ENTRYPOINT ["/bin/false"]', 'CMD ["now"]', "USER 1000", "WORKDIR /tmp")
+    commit(engine, sandbox_image, odd_image, *changes)
+    bench.image = odd_image
+    sandbox_id = await bench.opened()
+    assert (await bench.run(sandbox_id, "/bin/echo", "alive")).out == b"alive\n"
+    await bench.driver.remove(sandbox_id)
 
 
 async def test_an_image_that_is_not_built_from_ours_is_refused(
@@ -265,7 +280,7 @@ async def test_an_image_that_is_not_built_from_ours_is_refused(
     sandbox_id, spec = await bench.slot()
     with pytest.raises(Infeasible) as caught:
         await bench.driver.ensure(replace(spec, image=odd_image), sandbox_id)
-    assert caught.value.data["field"] == "image"
+    assert caught.value.data["field"] == "image" and "`FROM carrel/sandbox:latest`" in caught.value.message
 
 
 async def test_an_unknown_runtime_is_named(bench: DockerBench) -> None:
