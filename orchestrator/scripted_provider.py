@@ -28,7 +28,9 @@ def with_scripted_model(policy: ModelPolicy, script: str) -> Iterator[ModelPolic
     key = secrets.token_hex(16)  # as any provider has one; whoever else is on this machine needs none of its answers
     with ScriptedModel(_scripts(script), key=key) as model:
         only = not policy.providers
-        provider = Provider(NAME, model.url, tuple(ModelApi), key, ("*",) if only else (NAME,))
+        # By chat first: there a thought comes along without being asked for.
+        apis = (ModelApi.CHAT, ModelApi.MESSAGES, ModelApi.RESPONSES)
+        provider = Provider(NAME, model.url, apis, key, ("*",) if only else (NAME,))
         yield replace(
             policy,
             providers=(provider, *policy.providers),

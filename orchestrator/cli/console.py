@@ -92,6 +92,16 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, styles: Mapp
     Console(highlight=False).print(drawn)
 
 
+def colourful() -> bool:
+    """Colours may go to stderr: it is a terminal that has them, and NO_COLOR is not set."""
+    if not sys.stderr.isatty():
+        return False
+    from rich.console import Console
+
+    seen = Console(stderr=True)
+    return seen.is_terminal and not seen.no_color and seen.color_system is not None
+
+
 def age(moment: datetime | None, now: datetime | None = None) -> str:
     """How long ago, as people say it: 5s, 12m, 3h, 9d."""
     if moment is None:

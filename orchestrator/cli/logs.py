@@ -1,14 +1,16 @@
-"""`carrel logs`: what it wrote, on the streams it wrote to, from the start, the last lines or now."""
+"""`carrel logs`: what it wrote, or said and did, from the start, the last lines or now."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from orchestrator.cli import output, reaching, units
+from orchestrator.cli import console, output, reaching, units
+from orchestrator.cli.transcript import Transcript
 from orchestrator.cli.usage import UsageError
 from orchestrator.events import OUTPUT, Event
 
@@ -35,40 +37,44 @@ def logs(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Each piece as an event, one JSON object a line.")] = False,
 ) -> None:
-    """Print what it wrote, byte for byte: its stdout on stdout, its stderr on stderr."""
+    """Print what it wrote, byte for byte: its stdout on stdout, its stderr on stderr. Of an agent: what it said on
+    stdout, what it thought and did on stderr."""
     if as_json and lines is not None:
         raise UsageError("-n counts lines, --json prints events: `carrel events --type output -n N --json`")
     start = units.moment(since) if since else None
-    show = _as_json if as_json else _as_it_was
     streams = frozenset({stream}) if stream else BOTH
+    fresh = partial(Transcript, streams, colour=console.colourful())
+    reading = fresh()
     outage = reaching.Outage()
     with reaching.client(ctx, on_retry=outage.retry) as client:
         found = reaching.execution(client, execution)
         after = ""
         if lines is not None:
-            last, after, ended = _last(found, lines, streams, start)
+            last, reading, after, ended = _last(found, lines, fresh, start)
             for descriptor, data in last:
                 output.write_all(descriptor, data)
             if ended or not follow:
                 return
-        elif not follow:
-            _print_what_is_there(found, streams, start, show)
+        show = partial(_as_json, streams) if as_json else partial(_as_it_was, reading)
+        if lines is None and not follow:
+            _print_what_is_there(found, start, show)
             return
         for batch in found.batches(after=after):
             outage.over()
-            show(_since(batch.events, start), streams)
+            show(_since(batch.events, start))
 
 
-def _as_it_was(events: Iterable[Event], streams: frozenset[str]) -> None:
-    for descriptor, data in output.pieces(events, streams):
+def _as_it_was(reading: Transcript, events: Iterable[Event]) -> None:
+    for descriptor, data in reading.pieces(events):
         output.write_all(descriptor, data)
 
 
-def _as_json(events: Iterable[Event], streams: frozenset[str]) -> None:
+def _as_json(streams: frozenset[str], events: Iterable[Event]) -> None:
     from orchestrator.client.nouns import event_as_json
 
     for event in events:
-        if event.type == OUTPUT and event.data.get("stream") in streams:
+        # What is no output and is the harness's own came on its stdout.
+        if event.source == "harness" and event.data.get("stream" if event.type == OUTPUT else "", "stdout") in streams:
             output.write_all(1, event_as_json(event) + b"\n")
 
 
@@ -76,25 +82,20 @@ def _since(events: Iterable[Event], start: datetime | None) -> Iterable[Event]:
     return events if start is None else (event for event in events if event.time >= start)
 
 
-def _print_what_is_there(
-    found: Execution,
-    streams: frozenset[str],
-    start: datetime | None,
-    show: Callable[[Iterable[Event], frozenset[str]], None],
-) -> None:
+def _print_what_is_there(found: Execution, start: datetime | None, show: Callable[[Iterable[Event]], None]) -> None:
     after = ""
     while True:
         page = found.history(after=after)
-        show(_since(page.events, start), streams)
+        show(_since(page.events, start))
         if page.closed or page.up_to_date or not page.events:
             return
         after = page.next
 
 
 def _last(
-    found: Execution, lines: int, streams: frozenset[str], start: datetime | None
-) -> tuple[list[tuple[int, bytes]], str, bool]:
-    """(the last lines, where to go on, whether it has ended)."""
+    found: Execution, lines: int, fresh: Callable[[], Transcript], start: datetime | None
+) -> tuple[list[tuple[int, bytes]], Transcript, str, bool]:
+    """(the last lines, what has read them, where to go on, whether it has ended)."""
     wanted = FIRST_EVENTS
     while True:
         page = found.history(tail=wanted)
@@ -103,14 +104,11 @@ def _last(
             page = found.history(after=cursor)
             events += page.events
             cursor, closed = page.next, page.closed
-        chosen = [
-            (output.DESCRIPTORS[event.data["stream"]], event.body)
-            for event in _since(events, start)
-            if event.type == OUTPUT and event.body is not None and event.data.get("stream") in streams
-        ]
+        reading = fresh()
+        chosen = list(reading.pieces(_since(events, start)))
         whole = not events or events[0].seq == 1
         if whole or sum(body.count(b"\n") for _, body in chosen) > lines:
-            return last_lines(chosen, lines), cursor, closed
+            return last_lines(chosen, lines), reading, cursor, closed
         wanted *= 4
 
 

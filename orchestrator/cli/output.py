@@ -1,4 +1,4 @@
-"""A harness's output on our own stdout and stderr: byte for byte, each stream on its own. Knows no server.
+"""Bytes onto our own stdout and stderr: each stream on its own. Knows no server, and not what the bytes are.
 
 Written by a thread of its own, so that a reader that stalls (`| less`) does not keep Ctrl-C from being seen; straight
 to the descriptors, so that nothing of ours is buffered between two of its lines.
@@ -10,27 +10,8 @@ import asyncio
 import os
 import queue
 import threading
-from collections.abc import Iterable, Iterator
-
-from orchestrator.events import OUTPUT, Event
 
 DESCRIPTORS = {"stdout": 1, "stderr": 2}
-
-
-def pieces(events: Iterable[Event], streams: frozenset[str]) -> Iterator[tuple[int, bytes]]:
-    """(descriptor, bytes) of the output among the events; neighbours of one stream joined."""
-    descriptor, joined = 0, bytearray()
-    for event in events:
-        if event.type != OUTPUT or event.body is None or event.data.get("stream") not in streams:
-            continue
-        to = DESCRIPTORS[event.data["stream"]]
-        if to != descriptor and joined:
-            yield descriptor, bytes(joined)
-            joined.clear()
-        descriptor = to
-        joined += event.body
-    if joined:
-        yield descriptor, bytes(joined)
 
 
 def write_all(descriptor: int, data: bytes) -> None:

@@ -18,7 +18,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,10 +27,11 @@ from typing import Any
 import typer
 
 from orchestrator import profile
-from orchestrator.cli import console, endings, fetching, gathering, output, reaching
-from orchestrator.client import AsyncExecution, Batch
+from orchestrator.cli import console, endings, fetching, gathering, output, reaching, transcript
+from orchestrator.client import AsyncExecution
 from orchestrator.client.nouns import Record, event_as_json
 from orchestrator.errors import CarrelError, Conflict, NotFound
+from orchestrator.events import Event
 
 BOTH = frozenset({"stdout", "stderr"})
 CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP)
@@ -213,18 +214,18 @@ def _first(group: BaseExceptionGroup[BaseException], kind: type[BaseException]) 
 
 async def _follow(execution: AsyncExecution, as_json: bool, outage: reaching.Outage) -> None:
     writer = output.Writer()
+    shown = _as_json if as_json else transcript.Transcript(BOTH, colour=console.colourful()).pieces
     async with aclosing(execution.batches()) as batches:
         async for batch in batches:
             outage.over()
-            for descriptor, data in _shown(batch, as_json):
+            for descriptor, data in shown(batch.events):
                 await writer.write(descriptor, data)
 
 
-def _shown(batch: Batch, as_json: bool) -> list[tuple[int, bytes]]:
-    if as_json:
-        lines = b"".join(event_as_json(event) + b"\n" for event in batch.events)
-        return [(1, lines)] if lines else []
-    return list(output.pieces(batch.events, BOTH))
+def _as_json(events: Iterable[Event]) -> Iterator[tuple[int, bytes]]:
+    lines = b"".join(event_as_json(event) + b"\n" for event in events)
+    if lines:
+        yield 1, lines
 
 
 def _complain(record: Record) -> None:

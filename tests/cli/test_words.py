@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from orchestrator import profile
-from orchestrator.cli import console, cp, endings, fetching, gathering, logs, output, units
+from orchestrator.cli import console, cp, endings, fetching, gathering, logs, units
 from orchestrator.cli.program import run
+from orchestrator.cli.transcript import Transcript
 from orchestrator.cli.usage import UsageError
 from orchestrator.client import Client
 from orchestrator.errors import BadInput, CarrelError
@@ -251,8 +252,8 @@ def test_output_keeps_its_streams_apart_and_in_order() -> None:
         _event(4, "stdout", b"b"),
     ]
     both = frozenset({"stdout", "stderr"})
-    assert list(output.pieces(events, both)) == [(1, b"a\xff"), (2, b"e"), (1, b"b")]
-    assert list(output.pieces(events, frozenset({"stderr"}))) == [(2, b"e")]
+    assert list(Transcript(both).pieces(events)) == [(1, b"a\xff"), (2, b"e"), (1, b"b")]
+    assert list(Transcript(frozenset({"stderr"})).pieces(events)) == [(2, b"e")]
 
 
 @pytest.mark.parametrize(
