@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 from orchestrator.calls import ModelUsage
-from orchestrator.gateway.format_port import Seen, count, dump, load, part, parts
+from orchestrator.gateway.format_port import Seen, Text, count, dump, load, part, parts
 from orchestrator.gateway.sse import SseEvent, written
 
 DONE: Final = b"[DONE]"
@@ -107,8 +107,10 @@ def _add(message: dict[str, Any], delta: dict[str, Any]) -> None:
     """Text is added to text, calls by their index, what has another shape replaces."""
     for name, value in delta.items():
         held = message.get(name)
-        if isinstance(value, str) and isinstance(held, str) and name not in _NOT_ADDED:
-            message[name] = held + value
+        if isinstance(value, str) and name not in _NOT_ADDED:
+            if not isinstance(held, Text):
+                message[name] = Text()
+            message[name].pieces.append(value)
         elif isinstance(value, dict) and isinstance(held, dict):
             _add(held, value)
         elif isinstance(value, list) and any("index" in one for one in parts(value)):
@@ -125,12 +127,24 @@ def _add(message: dict[str, Any], delta: dict[str, Any]) -> None:
 
 
 def _closed(choice: dict[str, Any]) -> dict[str, Any]:
-    message = {"role": "assistant", "content": None, **choice["message"]}
+    message = {"role": "assistant", "content": None, **_settled(choice["message"])}
     for name, value in message.items():
         if isinstance(value, list) and any("index" in one for one in parts(value)):
             ordered = sorted(parts(value), key=lambda one: count(one.get("index")))
             message[name] = [{key: inner for key, inner in one.items() if key != "index"} for one in ordered]
     return {**choice, "message": message}
+
+
+def _settled(value: Any) -> Any:
+    """Texts joined, all the way down."""
+    match value:
+        case Text():
+            return str(value)
+        case dict():
+            return {name: _settled(one) for name, one in value.items()}
+        case list():
+            return [_settled(one) for one in value]
+    return value
 
 
 def _stream(body: dict[str, Any]) -> Iterator[dict[str, Any]]:

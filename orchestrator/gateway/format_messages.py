@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 from orchestrator.calls import ModelUsage
-from orchestrator.gateway.format_port import Seen, count, dump, load, part, parts
+from orchestrator.gateway.format_port import Seen, Text, count, dump, load, part, parts
 from orchestrator.gateway.sse import SseEvent, written
 
 _DELTA_FRAME_BYTES: Final = 70  # of a delta's JSON around its text
@@ -64,7 +64,7 @@ class MessagesFormat:
     def assembled(self, events: Sequence[SseEvent]) -> dict[str, Any]:
         message: dict[str, Any] | None = None
         blocks: dict[int, dict[str, Any]] = {}
-        arguments: dict[int, str] = {}
+        arguments: dict[int, Text] = {}
         for event in events:
             said = load(event.data)
             index = said.get("index", 0)
@@ -83,8 +83,11 @@ class MessagesFormat:
         if message is None:
             raise ValueError("a stream of messages without message_start")
         for index, text in arguments.items():
-            blocks[index]["input"] = load(text.encode()) if text else {}
-        message["content"] = [blocks[index] for index in sorted(blocks)]
+            blocks[index]["input"] = load(str(text).encode())
+        message["content"] = [
+            {name: str(value) if isinstance(value, Text) else value for name, value in blocks[index].items()}
+            for index in sorted(blocks)
+        ]
         return message
 
     def streamed(self, body: dict[str, Any]) -> list[bytes]:
@@ -102,16 +105,18 @@ def _usage(told: dict[str, Any]) -> ModelUsage:
     )
 
 
-def _add(block: dict[str, Any], delta: dict[str, Any], arguments: dict[int, str], index: int) -> None:
+def _add(block: dict[str, Any], delta: dict[str, Any], arguments: dict[int, Text], index: int) -> None:
     match delta.get("type"):
         case "input_json_delta":
-            arguments[index] = arguments.get(index, "") + str(delta.get("partial_json", ""))
+            arguments.setdefault(index, Text()).pieces.append(str(delta.get("partial_json", "")))
         case "citations_delta":
             block["citations"] = [*(block.get("citations") or []), delta.get("citation")]
         case _:  # text, thinking, signature, and what comes after them: text that is added to a field of that name
             for name, value in delta.items():
                 if name != "type" and isinstance(value, str):
-                    block[name] = str(block.get(name) or "") + value
+                    if not isinstance(block.get(name), Text):
+                        block[name] = Text(str(block.get(name) or ""))
+                    block[name].pieces.append(value)
                 elif name != "type":
                     block[name] = value
 

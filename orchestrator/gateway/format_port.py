@@ -54,6 +54,16 @@ class Format(Protocol):
         """A JSON answer as a stream's events, the mark included. Raises ValueError."""
 
 
+class Text:
+    """A text that comes in many pieces: adding one does not copy those before it."""
+
+    def __init__(self, *pieces: str) -> None:
+        self.pieces = list(pieces)
+
+    def __str__(self) -> str:
+        return "".join(self.pieces)
+
+
 def load(data: bytes) -> dict[str, Any]:
     """An event's JSON object; {} where it is none."""
     try:

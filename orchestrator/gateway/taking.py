@@ -60,7 +60,7 @@ async def _stream(
     async for chunk in answered.chunks:
         events = _events(splitter, chunk)
         last: SseEvent | None = None
-        ready: list[Piece] = []
+        ready: list[tuple[list[bytes], bool]] = []
         for event in events:
             seen = reading.see(event)
             if seen is Seen.LAST:
@@ -68,8 +68,9 @@ async def _stream(
                 break
             _gather(ready, keeper.clean(event.raw), spare=seen is Seen.SPARE)
         settle.seen = _seen(reading, settle)
-        for piece in ready:
+        for datas, spare in ready:
             flight.open(flowing)
+            piece = Piece(b"".join(datas), spare)
             kept_bytes += len(piece.data)
             if flight.kept:
                 kept.append(piece.data)
@@ -98,12 +99,11 @@ def _events(splitter: Splitter, chunk: bytes) -> list[SseEvent]:
         raise Broken(str(error)) from None
 
 
-def _gather(ready: list[Piece], data: bytes, *, spare: bool) -> None:
+def _gather(ready: list[tuple[list[bytes], bool]], data: bytes, *, spare: bool) -> None:
     """Events of one chunk of the provider's go on in one piece."""
-    if ready and ready[-1].spare == spare:
-        ready[-1] = Piece(ready[-1].data + data, spare)
-    else:
-        ready.append(Piece(data, spare))
+    if not ready or ready[-1][1] != spare:
+        ready.append(([], spare))
+    ready[-1][0].append(data)
 
 
 def _seen(reading: StreamReading, settle: Settle) -> ModelUsage:
