@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Final
 
 from orchestrator.calls import Asked, Calls, ModelUsage, OverBudget, Replay, Reserved
@@ -178,6 +179,7 @@ class Calling:
                         await self._make(flight, request, ask, price, asked)
                         return
                     case Replay(call, answer):
+                        self.spend = replace(self.spend, replays=self.spend.replays + 1)
                         flight.call = call
                         flight.open(Whole(answer, replayed=True))
                         flight.land(answer)

@@ -96,10 +96,10 @@ def _choose(choice: dict[str, Any], said: dict[str, Any]) -> None:
     _add(choice["message"], part(said.get("delta")))
     for name, value in said.items():
         if name == "logprobs" and isinstance(value, dict):
-            held = choice.setdefault("logprobs", {})
+            held = choice["logprobs"] = part(choice.get("logprobs"))
             for kind, listed in value.items():
                 held[kind] = [*(held.get(kind) or []), *listed] if isinstance(listed, list) else held.get(kind)
-        elif name not in ("delta", "index", "logprobs") and (value is not None or name not in choice):
+        elif name not in ("delta", "index", "logprobs", "message") and (value is not None or name not in choice):
             choice[name] = value
 
 

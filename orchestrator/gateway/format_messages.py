@@ -67,7 +67,7 @@ class MessagesFormat:
         arguments: dict[int, Text] = {}
         for event in events:
             said = load(event.data)
-            index = said.get("index", 0)
+            index = count(said.get("index"))
             match said.get("type"):
                 case "message_start":
                     message = dict(part(said.get("message")))
@@ -110,7 +110,7 @@ def _add(block: dict[str, Any], delta: dict[str, Any], arguments: dict[int, Text
         case "input_json_delta":
             arguments.setdefault(index, Text()).pieces.append(str(delta.get("partial_json", "")))
         case "citations_delta":
-            block["citations"] = [*(block.get("citations") or []), delta.get("citation")]
+            block["citations"] = [*parts(block.get("citations")), delta.get("citation")]
         case _:  # text, thinking, signature, and what comes after them: text that is added to a field of that name
             for name, value in delta.items():
                 if name != "type" and isinstance(value, str):
@@ -136,9 +136,9 @@ def _stream(body: dict[str, Any]) -> Iterator[dict[str, Any]]:
             if isinstance(block.get(field), str):
                 empty[field] = ""
                 said.append({"type": kind, name: block[field]})
-        if block.get("citations"):
+        if citations := parts(block.get("citations")):
             empty["citations"] = []
-            said += [{"type": "citations_delta", "citation": one} for one in block["citations"]]
+            said += [{"type": "citations_delta", "citation": one} for one in citations]
         yield {"type": "content_block_start", "index": index, "content_block": empty}
         for delta in said:
             yield {"type": "content_block_delta", "index": index, "delta": delta}

@@ -118,11 +118,11 @@ def _item(index: int, item: dict[str, Any]) -> Iterator[dict[str, Any]]:
     yield {"type": "response.output_item.done", **at, "item": item}
 
 
-def _told(name: str, spot: dict[str, Any], field: str, text: object, **extra: object) -> list[dict[str, Any]]:
+def _told(event: str, spot: dict[str, Any], field: str, text: object, **extra: object) -> list[dict[str, Any]]:
     """A text in one delta, and that it is whole."""
     return [
-        {"type": f"{name}.delta", **spot, "delta": str(text)},
-        {"type": f"{name}.done", **spot, field: str(text), **extra},
+        {"type": f"{event}.delta", **spot, "delta": str(text)},
+        {"type": f"{event}.done", **spot, field: str(text), **extra},
     ]
 
 

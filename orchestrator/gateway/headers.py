@@ -29,7 +29,8 @@ _DOWN_BEGIN: Final = ("anthropic-ratelimit-", "x-ratelimit-")
 #: What of them is worth telling again with a recorded answer.
 _TOLD_AGAIN: Final = frozenset({"content-type", "request-id", "x-request-id", "openai-model"})
 _ANTHROPIC_VERSION: Final = "2023-06-01"
-_SECRET_BYTES: Final = 8  # a configured header's value as long as this is taken for a secret
+_SECRET_BYTES: Final = 16
+_WORD_BYTES: Final = 6
 _VALUE_BYTES: Final = 4096
 
 MASK: Final = b"[key]"
@@ -56,7 +57,7 @@ def downward(answered: Iterable[tuple[str, str]], keeper: KeyKeeper) -> dict[str
     return {
         name: keeper.clean_text(value)
         for name, value in ((name.lower(), value) for name, value in answered)
-        if name in _DOWN or name.startswith(_DOWN_BEGIN)
+        if name in _DOWN or (name.startswith(_DOWN_BEGIN) and not keeper.is_in_name(name))
     }
 
 
@@ -67,20 +68,33 @@ def told_again(headers: Mapping[str, str]) -> dict[str, str]:
 
 class KeyKeeper:
     """Takes a provider's secrets out of what it says. A piece of an answer that ends with the beginning of one is
-    the caller's care: it gives whole events and whole bodies."""
+    the caller's care: it gives whole events and whole bodies.
+
+    A key for a server that wants none is often a word, "ollama" or "not-needed", which an answer may well contain: out
+    of answers only what is long enough to be a secret is taken, out of errors and headers more."""
 
     def __init__(self, provider: Provider) -> None:
-        values = [provider.key, *(value for value in provider.headers.values() if len(value) >= _SECRET_BYTES)]
-        words = {word for value in values for word in (value, value.partition(" ")[2]) if word}
-        self._secrets = sorted(
-            (word.encode() for word in words if len(word) >= _SECRET_BYTES or word == provider.key), key=len
-        )[::-1]
+        values = [provider.key, *provider.headers.values()]
+        words = {word.encode() for value in values for word in (value, value.partition(" ")[2])}
+        self._words = sorted((word for word in words if len(word) >= _WORD_BYTES), key=len, reverse=True)
+        self._secrets = [word for word in self._words if len(word) >= _SECRET_BYTES]
 
     def clean(self, data: bytes) -> bytes:
+        """An answer, or an event of one."""
         for secret in self._secrets:
             if secret in data:
                 data = data.replace(secret, MASK)
         return data
 
+    def clean_error(self, data: bytes) -> bytes:
+        for word in self._words:
+            data = data.replace(word, MASK)
+        return data
+
     def clean_text(self, text: str) -> str:
-        return self.clean(text.encode("utf-8", "replace")).decode("utf-8", "replace")
+        """A header's value, or why something failed."""
+        return self.clean_error(text.encode("utf-8", "replace")).decode("utf-8", "replace")
+
+    def is_in_name(self, name: str) -> bool:
+        """Of a header: those have no case."""
+        return any(word.lower() in name.encode() for word in self._words)

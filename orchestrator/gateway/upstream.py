@@ -141,7 +141,7 @@ class Upstream:
                     else:
                         pause_s = None
                     if pause_s is None:
-                        chunks = _chunks(response) if response.is_success else _whole(keeper.clean(body))
+                        chunks = _chunks(response) if response.is_success else _whole(keeper.clean_error(body))
                         told = downward(response.headers.multi_items(), keeper)
                         async with contextlib.aclosing(chunks):
                             yield Answered(response.status_code, told, chunks, patience.tried)
