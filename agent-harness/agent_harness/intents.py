@@ -193,7 +193,7 @@ class Journal:
         error = content.get("error") if isinstance(content, dict) else None
         told: dict[str, Any] = error if isinstance(error, dict) else {}
         message = str(told.get("message") or f"HTTP {answer.status} {answer.reason}")
-        if answer.status >= 500:
+        if answer.status >= 500 or (answer.status == 429 and answer.getheader("Retry-After")):
             raise _Again(message)
         raise IntentError(
             message,

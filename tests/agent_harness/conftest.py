@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
@@ -12,11 +13,11 @@ from tests.contracts.redis_store import Store
 
 
 @pytest.fixture
-async def front(redis_url: str, installation: str) -> AsyncIterator[Front]:
+async def front(redis_url: str, installation: str, short_dir: Path) -> AsyncIterator[Front]:
     server, keys = Server(redis_url), Keys(installation)
     history = RedisHistory(server, keys)
     try:
-        async with fronted(Store(server, keys, RedisExecutions(server, keys), history)) as one:
+        async with fronted(Store(server, keys, RedisExecutions(server, keys), history), short_dir) as one:
             yield one
     finally:
         await history.aclose()

@@ -1,5 +1,5 @@
-"""The journal of intents over HTTP for one execution: the gateway's routes, and behind them the real journal on a real
-store. What a test wants to go wrong it says: refuse for a while, hang up before the answer, or half-way through it."""
+"""The journal of intents as a program in a sandbox reaches it: the real gateway on a real store, and before it, where
+the outlet would be, a line that fails as a test says: answers in the gateway's stead, hangs up, breaks off half-way."""
 
 from __future__ import annotations
 
@@ -7,92 +7,85 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass, field
-from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
 
-from orchestrator.errors import CarrelError, NotFound
+from orchestrator.clock import SystemClock
+from orchestrator.events import Entry
+from orchestrator.gateway.unix import UnixGateway, UnixGateways
 from orchestrator.history import Lease
-from orchestrator.intents import Effect, Intent, IntentState
+from orchestrator.intents import Decision
+from orchestrator.models import ModelPolicy
 from tests.contracts.redis_store import Store
-
-TOKEN = "cgt_0123456789"
 
 
 @dataclass
 class Front:
-    """`faults`, one for each next request: a status to answer with, "hang up" or "half" (after it was done)."""
+    """`faults`, one for each next request: a status to answer with, "hang up", "half" (after it was done), "" = none."""
 
     store: Store
     lease: Lease
-    port: int = 0
-    attempt: int = 1
+    gateway: UnixGateway
+    at: Path
+    environment: dict[str, str]
     faults: list[int | str] = field(default_factory=list)
     asked: list[str] = field(default_factory=list)
 
     @property
-    def environment(self) -> dict[str, str]:
-        return {
-            "CARREL_GATEWAY": f"http://127.0.0.1:{self.port}",
-            "CARREL_GATEWAY_TOKEN": TOKEN,
-            "EXECUTION_ID": self.lease.execution_id,
-        }
+    def port(self) -> int:
+        return urlsplit(self.environment["CARREL_GATEWAY"]).port or 0
+
+    @port.setter
+    def port(self, port: int) -> None:
+        self.environment["CARREL_GATEWAY"] = f"http://127.0.0.1:{port}"
+
+    async def settle(self, decision: Decision, result: str = "") -> None:
+        """As `carrel settle` does, and the worker when it hears of it."""
+        await self.store.intents.settle(self.lease.execution_id, "k", decision, result=result, by="ada")
+        self.gateway.update(await self.store.executions.get(self.lease.execution_id))
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
-            headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in head[1:] if line)}
-            method, target, _ = head[0].split()
-            body = await reader.readexactly(int(headers.get("content-length", 0)))
-            self.asked.append(f"{method} {target}")
-            assert headers["authorization"] == f"Bearer {TOKEN}"
+            head = await reader.readuntil(b"\r\n\r\n")
+            lines = head.decode().split("\r\n")
+            length = next((int(line[15:]) for line in lines if line.lower().startswith("content-length:")), 0)
+            body = await reader.readexactly(length)
+            self.asked.append(lines[0].rpartition(" ")[0])
             fault = self.faults.pop(0) if self.faults else ""
             if fault == "hang up":
                 return
             if isinstance(fault, int):
-                status, said = fault, {"error": {"code": "unavailable", "message": "the store is away"}}
+                said = json.dumps({"error": {"code": "unavailable", "message": "the store is away"}}).encode()
+                answer = b"HTTP/1.1 %d X\r\nContent-Length: %d\r\n\r\n" % (fault, len(said)) + said
             else:
-                status, said = await self._answer(method, target, json.loads(body or b"{}"))
-            data = json.dumps(said).encode()
-            whole = b"HTTP/1.1 %d X\r\nContent-Length: %d\r\nConnection: close\r\n\r\n" % (status, len(data)) + data
-            writer.write(whole[: -len(data) // 2] if fault == "half" else whole)
+                from_gateway, to_gateway = await asyncio.open_unix_connection(self.at)
+                to_gateway.write(head + body)
+                answer = await from_gateway.read()
+                to_gateway.close()
+            writer.write(answer[: -len(answer) // 3] if fault == "half" else answer)
             await writer.drain()
         finally:
             writer.close()
 
-    async def _answer(self, method: str, target: str, asked: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-        intents = self.store.intents
-        path = urlsplit(target).path
-        try:
-            if (method, path) == ("POST", "/carrel/v1/intents"):
-                asked["effect"] = Effect(asked["effect"])
-                begun = await intents.begin(self.lease, attempt=self.attempt, **asked)
-                return 200, {"go": begun.go, "intent": told(begun.intent)}
-            if (method, path) == ("POST", "/carrel/v1/intents/finish"):
-                return 200, {"intent": told(await intents.finish(self.lease, **asked))}
-            if (method, path) == ("GET", "/carrel/v1/intents"):
-                query = parse_qs(urlsplit(target).query)
-                until = asyncio.get_running_loop().time() + float(query["wait_s"][0])
-                while True:
-                    intent = await intents.get(self.lease.execution_id, query["key"][0])
-                    if intent.state is not IntentState.IN_DOUBT or asyncio.get_running_loop().time() > until:
-                        return 200, {"intent": told(intent)}
-                    await asyncio.sleep(0.02)
-            raise NotFound("no such route")
-        except CarrelError as error:
-            return 409, {"error": {"code": error.code, "message": error.message, **error.data}}
-
-
-def told(intent: Intent) -> dict[str, Any]:
-    return {name: value.isoformat() if hasattr(value, "isoformat") else value for name, value in asdict(intent).items()}
-
 
 @asynccontextmanager
-async def fronted(store: Store) -> AsyncIterator[Front]:
-    front = Front(store, await store.running())
-    server = await asyncio.start_server(front.serve, "127.0.0.1", 0)
-    front.port = server.sockets[0].getsockname()[1]
-    try:
-        yield front
-    finally:
-        server.close()
+async def fronted(store: Store, folder: Path) -> AsyncIterator[Front]:
+    lease = await store.running()
+
+    async def tell(entry: Entry) -> None:
+        raise AssertionError(f"no event of the gateway's own is expected: {entry}")
+
+    async with UnixGateways(ModelPolicy(), store.calls, store.intents, SystemClock(), b"s" * 32) as gateways:
+        execution = await store.executions.get(lease.execution_id)
+        at = folder / "gateway.sock"
+        gateway = await gateways.open(lease, execution, at, tell=tell, held=lambda: True)
+        environment = {**gateways.environment(execution), "EXECUTION_ID": execution.id}
+        front = Front(store, lease, gateway, at, environment)
+        server = await asyncio.start_server(front.serve, "127.0.0.1", 0)
+        front.port = server.sockets[0].getsockname()[1]
+        try:
+            yield front
+        finally:
+            server.close()
+            await gateway.close(grace_s=0)

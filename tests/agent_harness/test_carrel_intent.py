@@ -58,10 +58,6 @@ async def intent(front: Front) -> Intent:
     return await front.store.intents.get(front.lease.execution_id, "k")
 
 
-async def settle(front: Front, decision: Decision, result: str = "") -> None:
-    await front.store.intents.settle(front.lease.execution_id, "k", decision, result=result, by="ada")
-
-
 @pytest.mark.parametrize("code", [0, 3])
 async def test_it_runs_once_and_says_the_same_again(front: Front, tmp_path: Path, code: int) -> None:
     command = ("sh", "-c", f"cat; echo err >&2; echo x >> ran; printf 'a\\377b'; exit {code}")
@@ -101,7 +97,7 @@ async def test_where_nobody_knows_it_is_in_doubt(front: Front, tmp_path: Path) -
     assert (said.code, said.out) == (EXIT_IN_DOUBT, b"")
     assert "carrel settle exe_a k retry|done|fail" in said.err
     assert (tmp_path / "ran").read_text() == "x\n"
-    await settle(front, Decision.DONE, "the mail is in the outbox")
+    await front.settle(Decision.DONE, "the mail is in the outbox")
     said = await once(front, tmp_path, *SAME)
     assert (said.code, said.out) == (0, b"the mail is in the outbox\n") and "settled as done by ada" in said.err
     assert (tmp_path / "ran").read_text() == "x\n"
@@ -110,7 +106,7 @@ async def test_where_nobody_knows_it_is_in_doubt(front: Front, tmp_path: Path) -
 async def test_settled_as_failed_it_fails(front: Front, tmp_path: Path) -> None:
     await killed_at_work(front, tmp_path)
     await once(front, tmp_path, *SAME)
-    await settle(front, Decision.FAIL, "no")
+    await front.settle(Decision.FAIL, "no")
     assert (await once(front, tmp_path, *SAME)).code == 1
 
 
@@ -119,7 +115,7 @@ async def test_it_waits_for_a_decision_and_runs_again_if_told_to(front: Front, t
     waiting = await begun(front, "once", "--key", "k", "--wait", "--", *SAME, cwd=tmp_path)
     assert waiting.stderr
     assert b"in doubt" in await waiting.stderr.readline()
-    await settle(front, Decision.RETRY)
+    await front.settle(Decision.RETRY)
     while (tmp_path / "ran").read_text() != "x\nx\n":
         await asyncio.sleep(0.01)
     waiting.send_signal(signal.SIGTERM)

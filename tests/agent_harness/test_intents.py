@@ -58,7 +58,7 @@ async def test_another_run_in_between_is_a_conflict(front: Front) -> None:
     first = journal(front)
     assert await begin(first)
     assert not await begin(journal(front))
-    await front.store.intents.settle(front.lease.execution_id, "k", Decision.RETRY, result="", by="ada")
+    await front.settle(Decision.RETRY)
     assert await begin(journal(front))
     with pytest.raises(IntentError) as late:
         await asyncio.to_thread(first.finish, "k", ok=True, result="")
@@ -72,7 +72,7 @@ async def test_a_decision_is_waited_for(front: Front) -> None:
     waiting = asyncio.create_task(asyncio.to_thread(mine.decision, "k"))
     while not any(asked.startswith("GET") for asked in front.asked):
         await asyncio.sleep(0.01)
-    await front.store.intents.settle(front.lease.execution_id, "k", Decision.DONE, result="I looked", by="ada")
+    await front.settle(Decision.DONE, "I looked")
     decided = await waiting
     assert (decided.state, decided.result, decided.settled_by) == (IntentState.DONE, "I looked", "ada")
 
