@@ -22,7 +22,7 @@ from tests.contracts.redis_store import Store
 
 @dataclass
 class Front:
-    """`faults`, one for each next request: a status to answer with, "hang up", "half" (after it was done), "" = none."""
+    """`faults`, one for each next request: a status to answer with, "hang up", "half" (after it was done), "": none."""
 
     store: Store
     lease: Lease
