@@ -23,7 +23,9 @@ from pathlib import Path
 
 from agent_harness import wrapper
 
+_STARTED: list[subprocess.Popen[bytes]] = []  # by this life, to be reaped when they end
 WRAPPER = Path(wrapper.__file__)
+BEGIN_S = 10.0  # at most, for a wrapper to begin: 30 ms where nothing is wrong
 #: So that nothing waits for a key to be pressed, and no output is a drawing.
 QUIET = {
     "PAGER": "cat",
@@ -65,7 +67,7 @@ class Call:
         self._process: subprocess.Popen[bytes] | None = None  # where this life started it
 
     def start(self, command: str, *, cwd: Path, timeout_s: float, tty: bool, environ: Mapping[str, str]) -> None:
-        """Raises OSError: no process is to be had, or no disk."""
+        """Returns once it has begun, or could not. Raises OSError: no process is to be had, or no disk."""
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "command").write_bytes(command.encode(errors="surrogatepass"))
         ask = {"cwd": str(cwd), "timeout_s": timeout_s, "tty": tty, "shell": "bash"}
@@ -79,6 +81,10 @@ class Call:
             env={**environ, **QUIET, **({"TERM": "xterm"} if tty else {})},
             start_new_session=True,
         )
+        _STARTED[:] = [process for process in (*_STARTED, self._process) if process.poll() is None]
+        until = time.monotonic() + BEGIN_S
+        while not (self.folder / "pid").exists() and self._process.poll() is None and time.monotonic() < until:
+            time.sleep(0.002)
 
     def never_ran(self) -> bool:
         """True: it has not run and will not, in this folder."""

@@ -3,7 +3,7 @@ the same state, in this process or the next.
 
 Records, by `type`:
     user_message  id, text, source (task | person | harness), mode (steer | follow_up)
-    model         n, state: asked (takes: ids of the messages in it, purpose: turn | compaction)
+    model         n, state: asked (takes: ids of the messages in it, purpose: turn | compaction, tight?)
                   | answered (blocks, stop, usage) | cut (blocks, why): a person stopped it, these are what had come
     tool_intent   id, name, arguments, effect, run, …: written before it is done; again when it is done again
     tool_result   id, ok, text, status, takes?, cwd?, plan?; state: ended | running (a job goes on) | late (more is

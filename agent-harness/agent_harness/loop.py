@@ -37,6 +37,7 @@ WAITING: Final = 75  # EX_TEMPFAIL: wake me when a message comes
 CONFIGURATION: Final = 78  # EX_CONFIG
 CODES: Final = {"end_turn": DONE, "max_steps": LIMIT, "max_tokens": LIMIT, "budget": LIMIT, "deadline": LIMIT}
 STUCK_TOLD, STUCK_ENDED = 3, 6  # the same call with the same result, in a row
+OVERFLOWS = 4  # summings-up in a row that are too long themselves, each half as long
 ODD_ENDED = 4  # answers in a row with nothing in them
 
 
@@ -105,7 +106,8 @@ class Loop:
         talk, config = self._talk, self._config
         assert talk.asked is not None
         n, summing_up = talk.n, talk.asked["purpose"] == "compaction"
-        items = compaction.request(talk.items, self._window) if summing_up else talk.items
+        tight: int = talk.asked.get("tight", 0)  # how often the provider has said that it is still too long
+        items = compaction.request(talk.items, self._window >> tight) if summing_up else talk.items
         asking = Asking(
             config.model,
             self._system,
@@ -122,9 +124,9 @@ class Loop:
         except BudgetExceeded as problem:
             return self._end("budget", f"Stopped: {problem}")
         except ContextOverflow as problem:
-            if summing_up or len(talk.items) < 2:
+            if tight >= OVERFLOWS or len(talk.items) < 2:
                 return self._failed(problem)
-            self._journal.append("model", state="asked", n=n + 1, takes=[], purpose="compaction")
+            self._journal.append("model", state="asked", n=n + 1, takes=[], purpose="compaction", tight=tight + 1)
             return None
         except ModelError as problem:
             return self._failed(problem)
@@ -132,7 +134,7 @@ class Loop:
         self._voice.say("usage_update", message=f"m{n}", **answer.usage, total_tokens=talk.tokens)
         if summing_up:
             summary = answer.text().strip() or "(the summary was empty: look at the files to see where things stand)"
-            keep = compaction.keep_from(talk.items, self._window)
+            keep = n if tight else compaction.keep_from(talk.items, self._window)
             self._journal.append("compaction", n=n, summary=summary, keep=keep)
             self._voice.say("compaction", message=f"m{n}", text=summary)
         return None
@@ -222,8 +224,10 @@ class Loop:
         if result is None or self._talk.next_mail(follow_ups=True):
             return None
         reason = str(result["stop_reason"])
-        if CODES.get(reason) == LIMIT or reason in ("interrupted", "error"):
-            return None  # limits may have been raised; an interrupted one waits
+        if reason == "interrupted":
+            return self._interrupted()
+        if CODES.get(reason) == LIMIT or reason == "error":
+            return None  # limits may have been raised, the provider may be back
         if self._config.resumed and not self._waited():
             return None
         self._voice.say("result", stop_reason=reason, text=result["text"])

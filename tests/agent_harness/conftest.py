@@ -1,13 +1,16 @@
-"""A journal of intents that programs of a sandbox can reach."""
+"""A desk for a harness; a journal of intents that programs of a sandbox can reach."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from orchestrator.stores.redis import Keys, RedisExecutions, RedisHistory, Server
+from tests.agent_harness.desk import Desk, Turn
 from tests.agent_harness.journal_front import Front, fronted
 from tests.contracts.redis_store import Store
 
@@ -22,3 +25,14 @@ async def front(redis_url: str, installation: str, short_dir: Path) -> AsyncIter
     finally:
         await history.aclose()
         await server.aclose()
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Iterator[Callable[..., Desk]]:
+    """`desk(turn, turn, …)`: a desk whose model says these."""
+    with ExitStack() as made:
+
+        def build(*turns: Turn, **more: Any) -> Desk:
+            return made.enter_context(Desk(tmp_path, turns, **more))
+
+        yield build

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from agent_harness.providers.shape import Answer, Asking, Block, Item, Piece, ProviderError
+from agent_harness.providers.shape import NOTHING, Answer, Asking, Block, Item, Piece, ProviderError
 
 _STOPS = {"stop": "end", "tool_calls": "calls", "function_call": "calls", "length": "length"}
 
@@ -52,7 +52,7 @@ def _message(item: Item) -> dict[str, Any]:
     if item["role"] == "user":
         return {"role": "user", "content": item["text"]}
     if item["role"] == "tool":
-        return {"role": "tool", "tool_call_id": item["id"], "content": item["text"] or "(nothing)"}
+        return {"role": "tool", "tool_call_id": item["id"], "content": item["text"] or NOTHING}
     blocks: list[Block] = item["blocks"]
     said: dict[str, Any] = {"role": "assistant"}
     said["content"] = "".join(block["text"] for block in blocks if block["kind"] == "text") or None
@@ -67,6 +67,8 @@ def _message(item: Item) -> dict[str, Any]:
     ]
     if calls:
         said["tool_calls"] = calls
+    elif not said["content"]:
+        said["content"] = NOTHING
     return said
 
 

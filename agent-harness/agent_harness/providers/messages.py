@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from agent_harness.providers.shape import Answer, Asking, Block, Item, Piece, ProviderError, in_turns
+from agent_harness.providers.shape import NOTHING, Answer, Asking, Block, Item, Piece, ProviderError, in_turns
 
 OUTPUT_TOKENS = 16_000  # where none is said: max_tokens is required, and what is reserved of a budget goes by it
 _CACHED = {"type": "ephemeral"}
@@ -60,9 +60,10 @@ def _content(item: Item) -> list[dict[str, Any]]:
     if item["role"] == "user":
         return [{"type": "text", "text": item["text"]}]
     if item["role"] == "tool":
-        result = {"type": "tool_result", "tool_use_id": item["id"], "content": item["text"] or "(nothing)"}
+        result = {"type": "tool_result", "tool_use_id": item["id"], "content": item["text"] or NOTHING}
         return [result if item["ok"] else {**result, "is_error": True}]
-    return [part for block in item["blocks"] if (part := _block(block)) is not None]
+    said = [part for block in item["blocks"] if (part := _block(block)) is not None]
+    return said or [{"type": "text", "text": NOTHING}]
 
 
 def _block(block: Block) -> dict[str, Any] | None:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from agent_harness.providers.shape import Answer, Asking, Block, Item, Piece, ProviderError
+from agent_harness.providers.shape import NOTHING, Answer, Asking, Block, Item, Piece, ProviderError
 
 _REASONS = re.compile(r"^(o\d|gpt-5|codex|computer-use)")  # others refuse `include`
 _AGAIN = {"server_error", "rate_limit_exceeded", "vector_store_timeout"}
@@ -61,8 +61,9 @@ def _input(item: Item) -> list[dict[str, Any]]:
     if item["role"] == "user":
         return [{"role": "user", "content": [{"type": "input_text", "text": item["text"]}]}]
     if item["role"] == "tool":
-        return [{"type": "function_call_output", "call_id": item["id"], "output": item["text"] or "(nothing)"}]
-    return [part for block in item["blocks"] if (part := _part(block)) is not None]
+        return [{"type": "function_call_output", "call_id": item["id"], "output": item["text"] or NOTHING}]
+    said = [part for block in item["blocks"] if (part := _part(block)) is not None]
+    return said or [_text(NOTHING)]
 
 
 def _part(block: Block) -> dict[str, Any] | None:
@@ -75,9 +76,11 @@ def _part(block: Block) -> dict[str, Any] | None:
         }
     if block["kind"] == "thought":
         return dict(block["opaque"]) if block.get("opaque") else None
-    if not block["text"]:
-        return None
-    return {"role": "assistant", "content": [{"type": "output_text", "text": block["text"]}]}
+    return _text(block["text"]) if block["text"].strip() else None
+
+
+def _text(text: str) -> dict[str, Any]:
+    return {"role": "assistant", "content": [{"type": "output_text", "text": text}]}
 
 
 class ResponsesReader:

@@ -14,6 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+NOTHING = "(nothing)"  # stands for an answer or a result without content: providers refuse an empty one
+
 Block = dict[str, Any]
 Item = dict[str, Any]
 
