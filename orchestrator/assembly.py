@@ -237,7 +237,10 @@ async def _serve(parts: Installed, stop: asyncio.Event) -> None:
 async def _work(parts: Installed, stop: asyncio.Event) -> None:
     with models_of(parts.settings) as policy:
         names = ", ".join(provider.name for provider in policy.providers)
-        logger.info("model providers", extra={"providers": names or "none", "default_model": policy.default_model})
+        if names:
+            logger.info("model providers", extra={"providers": names, "default_model": policy.default_model})
+        else:
+            logger.warning("no model provider: agents have no model to ask", extra={"see": "docs/operate/models.md"})
         async with gateways_of(parts, policy) as gateways:
             await _run_worker(worker_of(parts, gateways), stop)
 

@@ -6,6 +6,7 @@ The formats read into this and write from an Answer; everything between them is 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -54,14 +55,10 @@ class Asked:
     body: Mapping[str, Any]
 
     @property
-    def last(self) -> str:
-        """The last thing that was said by anybody but the model: what came after its last answer, joined."""
-        texts: list[str] = []
-        for one in reversed(self.said):
-            if one.role == "assistant":
-                break
-            texts.append(one.text)
-        return "\n".join(reversed(texts))
+    def last(self) -> tuple[Said, ...]:
+        """What was said since the last answer, by anybody but the model."""
+        rest = itertools.takewhile(lambda one: one.role != "assistant", reversed(self.said))
+        return tuple(reversed(list(rest)))
 
 
 def canonical(body: Mapping[str, Any]) -> bytes:

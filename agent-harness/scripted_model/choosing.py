@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from scripted_model.asked import Asked, BadRequest
+from scripted_model.asked import Asked, BadRequest, Said
 from scripted_model.script import Script, Scripts, Turn
 
 SCRIPT_MARK: Final = re.compile(r"\[\[script:([A-Za-z0-9._-]{1,64})\]\]")
@@ -33,43 +33,45 @@ class Chosen:
 
 
 @dataclass(frozen=True, slots=True)
-class _Exchange:
-    before: str  # what was said since the answer before
-    answer: str
+class _Before:
+    """What was said between two answers. `user`: by a user, the task not counted."""
+
+    text: str
+    user: str
 
 
 def choose(scripts: Scripts, asked: Asked) -> Chosen:
     """Raises BadRequest for a script nobody wrote, and where a turn's `expect` is not found."""
     script = _script(scripts, asked)
-    exchanges = list(_exchanges(asked))
-    number = 0
-    for one in exchanges:
-        marked = TURN_MARK.findall(one.before)
-        if marked:
-            number = int(marked[-1])
-        if _rule(script, asked, one.before) is None:
+    answers = number = 0
+    for before, answer in _exchanges(asked):
+        number = _marked(before.text, number)
+        if _rule(script, asked, before) is None:
             number += 1
-        marked = TURN_MARK.findall(one.answer)
-        if marked:
-            number = int(marked[-1])
-    marked = TURN_MARK.findall(asked.last)
-    if marked:
-        number = int(marked[-1])
-    turn = _rule(script, asked, asked.last)
+        number = _marked(answer, number)
+        answers += 1
+    last = _before(asked.last, first=not answers)
+    number = _marked(last.text, number)
+    turn = _rule(script, asked, last)
     if turn is not None:
-        chosen = Chosen(script, turn, None, len(exchanges))
+        chosen = Chosen(script, turn, None, answers)
     elif number < len(script.turns):
-        chosen = Chosen(script, script.turns[number], number, len(exchanges))
+        chosen = Chosen(script, script.turns[number], number, answers)
     else:
-        chosen = Chosen(script, script.end, None, len(exchanges))
+        chosen = Chosen(script, script.end, None, answers)
     wanted = chosen.turn.expect
-    if wanted is not None and not wanted.search(asked.last):
+    if wanted is not None and not wanted.search(last.text):
         where = f"turn {chosen.number}" if chosen.number is not None else "a rule"
         raise BadRequest(
             f"script {script.name}, {where}: the last message must match {wanted.pattern!r}; "
-            f"it is {asked.last[-SHOWN_CHARS:]!r}"
+            f"it is {last.text[-SHOWN_CHARS:]!r}"
         )
     return chosen
+
+
+def _marked(text: str, number: int) -> int:
+    marks = TURN_MARK.findall(text)
+    return int(marks[-1]) if marks else number
 
 
 def _script(scripts: Scripts, asked: Asked) -> Script:
@@ -80,39 +82,40 @@ def _script(scripts: Scripts, asked: Asked) -> Script:
                 if found[1] not in scripts.by_name:
                     raise BadRequest(f"there is no script {found[1]!r}; there are {', '.join(sorted(scripts.by_name))}")
                 return scripts.by_name[found[1]]
-    task = _task(asked)
+    task = "\n".join(one.text for one in itertools.takewhile(lambda one: one.role != "assistant", asked.said))
     for script in scripts.by_name.values():
         if script.task is not None and script.task.search(task):
             return script
     return scripts.by_name[scripts.default]
 
 
-def _task(asked: Asked) -> str:
-    """What was said before the first answer."""
-    texts = itertools.takewhile(lambda one: one.role != "assistant", asked.said)
-    return "\n".join(one.text for one in texts)
-
-
-def _exchanges(asked: Asked) -> Iterator[_Exchange]:
-    """Answers of several messages or items in a row are one."""
-    before: list[str] = []
-    answer: list[str] | None = None
+def _exchanges(asked: Asked) -> Iterator[tuple[_Before, str]]:
+    """What was said, and the answer to it; answers of several messages or items in a row are one."""
+    before: list[Said] = []
+    answer: list[str] = []
+    first = True
     for one in asked.said:
         if one.role == "assistant":
-            answer = [*(answer or []), one.text]
-        else:
-            if answer is not None:
-                yield _Exchange("\n".join(before), "\n".join(answer))
-                before, answer = [], None
-            before.append(one.text)
-    if answer is not None:
-        yield _Exchange("\n".join(before), "\n".join(answer))
+            answer.append(one.text)
+            continue
+        if answer:
+            yield _before(before, first=first), "\n".join(answer)
+            before, answer, first = [], [], False
+        before.append(one)
+    if answer:
+        yield _before(before, first=first), "\n".join(answer)
 
 
-def _rule(script: Script, asked: Asked, before: str) -> Turn | None:
+def _before(said: Sequence[Said], *, first: bool) -> _Before:
+    users = [] if first else [one.text for one in said if one.role == "user"]
+    return _Before("\n".join(one.text for one in said), "\n".join(users))
+
+
+def _rule(script: Script, asked: Asked, before: _Before) -> Turn | None:
     for rule in script.rules:
         if (
-            (rule.match is None or rule.match.search(before))
+            (rule.match is None or rule.match.search(before.text))
+            and (rule.user is None or rule.user.search(before.user))
             and (rule.system is None or rule.system.search(asked.system))
             and (rule.model is None or rule.model.search(asked.model))
         ):

@@ -50,8 +50,9 @@ class Fault:
 class Turn:
     """One answer: a thought, a text, tool calls, shell commands to run with whatever tool the request offers.
 
-    With `match`, `system` or `model` it is a rule: given whenever those are found in the last message of a user or
-    tool, the system prompt, the model's name; a rule does not count as a turn. `expect`: must be found in the last
+    With `match`, `user`, `system` or `model` it is a rule: given whenever those are found in what came since the last
+    answer, in what a user said since then (after the task), the system prompt, the model's name; a rule does not count
+    as a turn. `expect`: must be found in the last
     message, or the request is refused. `chunk_s`: the wait before each chunk of a stream, `first_s`: before the first.
     """
 
@@ -60,6 +61,7 @@ class Turn:
     calls: tuple[Call, ...] = ()
     run: tuple[str, ...] = ()
     match: re.Pattern[str] | None = None
+    user: re.Pattern[str] | None = None
     system: re.Pattern[str] | None = None
     model: re.Pattern[str] | None = None
     expect: re.Pattern[str] | None = None
@@ -71,7 +73,7 @@ class Turn:
 
     @property
     def is_rule(self) -> bool:
-        return bool(self.match or self.system or self.model)
+        return bool(self.match or self.user or self.system or self.model)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +157,7 @@ def _script(content: object, name: str, where: str) -> Script:
     )
 
 
-_TURN = {"about", "text", "thought", "calls", "run", "match", "system", "model", "expect", "first_s", "chunk_s"}
+_TURN = {"user", "about", "text", "thought", "calls", "run", "match", "system", "model", "expect", "first_s", "chunk_s"}
 _FAULT = {"status", "retry_after_s", "hang", "cut_after_chunks", "hang_after_chunks", "error_after_chunks", "times"}
 USAGE: Final = ("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens")
 
@@ -181,6 +183,7 @@ def _turn(content: object, where: str) -> Turn:
         calls=tuple(_call(one, f"{where}.calls[{number}]") for number, one in enumerate(calls)),
         run=tuple(run),
         match=_pattern(content, "match", where),
+        user=_pattern(content, "user", where),
         system=_pattern(content, "system", where),
         model=_pattern(content, "model", where),
         expect=_pattern(content, "expect", where),

@@ -120,6 +120,18 @@ def test_a_rule_is_given_when_it_matches_and_is_not_counted(api: str) -> None:
 
 
 @pytest.mark.parametrize("api", APIS)
+def test_a_rule_for_what_a_user_says_on_the_way_does_not_hear_the_task(api: str) -> None:
+    rule = {"user": ".", "text": "You said: {{said}}"}
+    with ScriptedModel(read({"turns": [*TURNS, rule]})) as model:
+        task = said(api, ask(model.url, "POST", api, request(api, "task")))
+        heard = said(api, ask(model.url, "POST", api, request(api, "task", "x", "by the way")))
+        later = said(api, ask(model.url, "POST", api, request(api, "task", "x", "by the way", "y", "and")))
+    assert task[1] == TURNS[0]["text"]
+    assert heard[1] == "You said: by the way"
+    assert later[1] == "You said: and"
+
+
+@pytest.mark.parametrize("api", APIS)
 def test_a_marker_in_a_summary_says_where_it_goes_on(api: str) -> None:
     with ScriptedModel(read({"turns": TURNS})) as model:
         at_once = said(api, ask(model.url, "POST", api, request(api, "Summary: … [[turn:2]]")))
