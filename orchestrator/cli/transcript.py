@@ -19,6 +19,7 @@ from orchestrator.events import (
     FINISHED,
     HARNESS_TYPES,
     INTENT_IN_DOUBT,
+    MESSAGE_ACCEPTED,
     MODEL_CUT,
     MODEL_REFUSED,
     OUTPUT,
@@ -251,7 +252,6 @@ class Transcript:
 _HARNESS: Final[Mapping[str, Callable[[Transcript, Mapping[str, Any]], None]]] = {
     "agent_message_chunk": Transcript._message,
     "agent_thought_chunk": Transcript._thought,
-    "user_message": Transcript._said,
     "tool_call": Transcript._call,
     "tool_call_update": Transcript._update,
     "plan": Transcript._plan,
@@ -267,6 +267,7 @@ _PLATFORM: Final[Mapping[str, Callable[[Transcript, Mapping[str, Any]], None]]] 
     MODEL_CUT: Transcript._cut,
     BUDGET_EXCEEDED: Transcript._over,
     INTENT_IN_DOUBT: Transcript._doubt,
+    MESSAGE_ACCEPTED: Transcript._said,
     FINISHED: Transcript._finished,
 }
 

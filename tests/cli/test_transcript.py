@@ -89,6 +89,7 @@ def test_what_the_platform_says_of_an_agent_and_what_it_cost() -> None:
         event("usage", source="platform", **usage, cost_micros=2500),
         event("usage", source="platform", **usage, cost_micros=0, replayed=True),
         event("egress.refused", source="platform", host="evil.example", port=443, why="not in the allowlist"),
+        event("message.accepted", source="platform", n=1, id="x", text="and\nhurry"),
         event("budget.exceeded", source="platform", spent_micros=90, limit_micros=100, limit_tokens=None),
         event("execution.finished", source="platform", outcome={}),
     ]
@@ -96,6 +97,7 @@ def test_what_the_platform_says_of_an_agent_and_what_it_cost() -> None:
     _, err = read(event("agent_message_chunk", text="x\n"), *platform)
     assert err.splitlines() == [
         "! evil.example:443 refused: not in the allowlist",
+        "> and\\x0ahurry",
         "! over budget: $0.0001 spent of $0.0001",
         "· 2 model calls, 1 of them replayed, 1,010 tokens, $0.0025",
     ]
