@@ -233,8 +233,8 @@ class Transcript:
         self._end_line()
         if self._calls:
             replays = f", {self._replays} of them replayed" if self._replays else ""
-            said = f"{self._calls} model calls{replays}, {self._tokens:,} tokens, ${self._micros / 1e6:.4f}"
-            self._line(f"· {said}", "2")
+            money = f", ${self._micros / 1e6:.4f}" if self._micros else ""  # none: the model has no price
+            self._line(f"· {self._calls} model calls{replays}, {self._tokens:,} tokens{money}", "2")
 
     # ---- writing
 
