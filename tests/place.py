@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -71,6 +71,7 @@ class Place:
     settings: tuple[str, ...] = ("driver=scripted",)
     program: tuple[str, ...] = (sys.executable, "-m", "orchestrator")
     code: Path = ROOT  # as the program sees it
+    environment: Mapping[str, str] = field(default_factory=dict)  # besides this process's own
 
     @property
     def url(self) -> str:
@@ -87,6 +88,7 @@ class Place:
             "XDG_STATE_HOME": str(self.folder / "home"),
             "CARREL_DATA_DIR": str(self.folder / "d"),
             "CARREL_URL": self.url,
+            **self.environment,
         }
 
     @property
