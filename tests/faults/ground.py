@@ -97,7 +97,7 @@ class Ground:
             "CARREL_SWEEP_INTERVAL_S": "2",
             "CARREL_LOG_FORMAT": "json",
             "CARREL_LOG_LEVEL": "info",
-            "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "sandbox-image"))),
+            "PYTHONPATH": os.pathsep.join(str(ROOT / one) for one in (".", "sandbox-image", "agent-harness")),
         }
         kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
         return {**kept, **ours, **self.environment, **other}
