@@ -13,6 +13,7 @@ SELF_EVIDENT = frozenset({Reason.EXIT_CODE, Reason.SIGNAL, Reason.CANCELLED, Rea
 _REMEDIES = {
     Reason.OOM: "give it more memory: -m",
     Reason.DEADLINE: "give it more time: --timeout",
+    Reason.BUDGET: "give it more: --budget-usd, --budget-tokens; or --on-budget wait, to raise it with `carrel update`",
     Reason.IMAGE_MISSING: "check --image, or make the image with `make image`",
     Reason.COMMAND_NOT_FOUND: "check the command's name; it must be in the image or among the uploaded files",
     Reason.DISK_FULL: "free space on the server",
@@ -28,7 +29,8 @@ def exit_code(record: Record, *, interrupted: bool = False) -> int:
     if outcome.kind is OutcomeKind.TIMED_OUT:
         return TIMEOUT
     if outcome.exit_code is not None:
-        return outcome.exit_code
+        # Ended for its budget, many a program says that all is well.
+        return outcome.exit_code if outcome.exit_code or outcome.kind is OutcomeKind.SUCCEEDED else OURS
     if outcome.signal is not None:
         return 128 + outcome.signal
     if interrupted:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from orchestrator.cli import console, endings, reaching
+from orchestrator.cli import console, endings, money, reaching
 
 
 def inspect(
@@ -26,6 +26,9 @@ def inspect(
                 console.document(shape)
                 continue
             shape["outcome"] = endings.summary(found.record) if found.record.outcome else None
+            shape["egress"] = ", ".join(found.record.egress.allow)
+            shape["budget"] = money.budget(found.record)
+            del shape["spend"]
             console.table(
                 ("", ""), [(key, _shown(value)) for key, value in shape.items() if value not in (None, "", [], {})]
             )

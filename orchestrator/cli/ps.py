@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator.cli import console, endings, reaching, units
+from orchestrator.cli import console, endings, money, reaching, units
 
 if TYPE_CHECKING:
     from orchestrator.client.nouns import Record
@@ -55,14 +55,18 @@ def ps(
             for record in found:
                 console.line(record.id if quiet else record.model_dump_json())
             return
-        columns = ("ID", "NAME", "STATE", "AGE", "TASK")
-        console.table(columns, (_row(record) for record in found), styles=STYLES)
+        records = list(found)
+        columns = ["ID", "NAME", "STATE", "AGE", "TASK"]
+        if any(money.spent(record.spend) for record in records):
+            columns.insert(4, "SPENT")
+        console.table(columns, [_row(record, with_spend=len(columns) > 5) for record in records], styles=STYLES)
 
 
-def _row(record: Record) -> tuple[str, ...]:
+def _row(record: Record, *, with_spend: bool) -> tuple[str, ...]:
     what = " ".join(record.command) or record.task
     state = endings.summary(record)
-    return record.id, record.name, state, console.age(record.created_at), what.strip()[:TASK_CHARS]
+    spent = (money.spent(record.spend),) if with_spend else ()
+    return record.id, record.name, state, console.age(record.created_at), *spent, what.strip()[:TASK_CHARS]
 
 
 def register(app: typer.Typer) -> None:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from orchestrator import profile
-from orchestrator.cli import console, reaching, splitting, units
+from orchestrator.cli import console, money, reaching, splitting, units
 from orchestrator.cli.usage import UsageError
 
 HELP = """Run a task or a command in a sandbox of its own and watch it.
@@ -21,6 +21,7 @@ carrel run 'make test'               a task for the harness (bash: a script)
 carrel run -f task.md --harness H    the task from a file; `-` from stdin
 carrel run -- python3 -c 'print(1)'  any command
 carrel run --upload . -- make        with files: SRC[:DST], DST in /workspace
+carrel run --harness agent 'fix it'  an agent: --model, --budget-usd, --allow HOST
 
 Stdout and stderr are the command's own, byte for byte; so is the exit code (128+n for signal n, 124 for --timeout, 125
 when Carrel itself failed). Ctrl-C interrupts it, a second one cancels it, a third one leaves it to end by itself;
@@ -48,6 +49,23 @@ def run(
     env: Annotated[list[str] | None, typer.Option("-e", "--env", metavar="K=V", help="Set a variable.")] = None,
     env_file: Annotated[list[Path] | None, typer.Option("--env-file", help="Read variables from a file.")] = None,
     harness: Annotated[str | None, typer.Option("--harness", help="Which program does the task.")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="Which model it asks; else the server's default.")
+    ] = None,
+    budget_usd: Annotated[
+        str | None, typer.Option("--budget-usd", metavar="USD", help="What its model calls may cost: 2.50, or none.")
+    ] = None,
+    budget_tokens: Annotated[
+        str | None, typer.Option("--budget-tokens", metavar="N", help="How many tokens they may take, or none.")
+    ] = None,
+    on_budget: Annotated[
+        Literal["fail", "wait"] | None, typer.Option("--on-budget", help="Beyond it: end, or wait for a raise.")
+    ] = None,
+    max_steps: Annotated[int | None, typer.Option("--max-steps", metavar="N", help="So many model calls.")] = None,
+    allow: Annotated[
+        list[str] | None,
+        typer.Option("--allow", metavar="HOST", help="A host it may reach: name, *.name, name:port. Else none."),
+    ] = None,
     image: Annotated[str | None, typer.Option("--image", help="An image built FROM ours.")] = None,
     cpus: Annotated[float | None, typer.Option("--cpus", help="Cores.")] = None,
     memory: Annotated[str | None, typer.Option("-m", "--memory", metavar="SIZE", help="512m, 2g.")] = None,
@@ -97,7 +115,12 @@ def run(
         "limits": _given(
             deadline_s=units.duration_s(timeout) if timeout else None,
             grace_s=units.duration_s(grace) if grace else None,
-        ),
+            steps=max_steps,
+            on_budget=on_budget,
+        )
+        | _limits(budget_usd, budget_tokens),
+        "model": model,
+        "egress": allow,
     }
     spec = {field: value for field, value in spec.items() if value}
 
@@ -120,6 +143,16 @@ def run(
             console.line(execution.record.model_dump_json())
         else:
             console.line(execution.id)
+
+
+def _limits(budget_usd: str | None, budget_tokens: str | None) -> dict[str, Any]:
+    """`none` is said: it takes the installation's own limit away."""
+    found: dict[str, Any] = {}
+    if budget_usd is not None:
+        found["budget_usd"] = money.limit(budget_usd, "--budget-usd", float)
+    if budget_tokens is not None:
+        found["budget_tokens"] = money.limit(budget_tokens, "--budget-tokens", int)
+    return found
 
 
 def _given(**fields: Any) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli import console, reaching, units
+from orchestrator.cli import console, money, reaching, units
 
 
 def stats(
@@ -30,12 +30,13 @@ def stats(
             _counts(group.by_outcome),
             str(group.resumed),
             f"{group.wall_s:.0f}s",
+            money.spent(group.spend) or "-",
             _counts(group.by_reason),
         )
         for group in found.groups
     ]
     if rows:
-        console.table(("GROUP", "ENDED", "OUTCOMES", "RESUMED", "WALL", "REASONS"), rows)
+        console.table(("GROUP", "ENDED", "OUTCOMES", "RESUMED", "WALL", "SPENT", "REASONS"), rows)
     for host in found.hosts:
         workers = f"{len(host.workers)} worker{'s' if len(host.workers) != 1 else ''}"
         console.line(f"host {console.printable(host.name)}: {workers}, seen {console.age(host.seen_at)} ago")

@@ -14,7 +14,7 @@
 | `calls` `waiting` `following` `executing` `downloading` | the core: retries, cursors, endings; generators of steps |
 | `sse` `patience` `address` `uploads` | decoder, backoff, where a server is, local content |
 | `transport` | carries out one step with httpx; decides nothing |
-| `sync` `aio` | the two skins |
+| `sync` `aio` `sync_files` `aio_files` | the two skins |
 | `channel` `sockets` | WS …/channel: its core, and its two skins |
 """
 

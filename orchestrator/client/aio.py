@@ -15,19 +15,20 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from orchestrator import profile
 from orchestrator.client import address, calls, downloading, executing, following, requests, uploads
+from orchestrator.client.aio_files import AsyncArtifacts, AsyncFiles
 from orchestrator.client.answers import HistoryPage
 from orchestrator.client.channel import ChannelCore
-from orchestrator.client.exchange import Body, Call, Emit, Request, Sleep, Stream
+from orchestrator.client.exchange import Call, Emit, Request, Sleep, Stream
 from orchestrator.client.following import Batch
 from orchestrator.client.patience import FOR_EVER, Patience
 from orchestrator.client.transport import SILENCE_S, AsyncTransport
 from orchestrator.client.waiting import wait_until_ended
 from orchestrator.events import Event
 from orchestrator.wire.command import ExecResult
-from orchestrator.wire.files import Artifact, FileEntry
-from orchestrator.wire.operate import Health, Readiness, Stats
+from orchestrator.wire.operate import HarnessAnswer, Health, Readiness, Stats
 from orchestrator.wire.record import Record, RecordPage
 from orchestrator.wire.steering import Receipt
+from orchestrator.wire.way_out import IntentAnswer
 
 if TYPE_CHECKING:
     from orchestrator.client.sockets import AsyncChannel
@@ -125,6 +126,10 @@ class AsyncClient:
     async def run(self, task: str, **spec: Any) -> Record:
         """See sync.Client.run."""
         return await (await self.submit(task=task, **spec)).wait()
+
+    async def harnesses(self) -> Sequence[HarnessAnswer]:
+        """See sync.Client.harnesses."""
+        return (await self.call(requests.harnesses())).harnesses
 
     async def get(self, ref: str) -> AsyncExecution:
         """See sync.Client.get."""
@@ -267,6 +272,27 @@ class AsyncExecution:
             )
         )
 
+    async def set_egress(self, allow: Sequence[str], *, id: str = "") -> Record:
+        """See sync.Execution.set_egress."""
+        return self._kept(await self._client.call(requests.egress(self.id, allow, id=id)))
+
+    async def set_budget(self, *, id: str = "", **budget: Any) -> Record:
+        """See sync.Execution.set_budget."""
+        return self._kept(await self._client.call(requests.budget(self.id, budget, id=id)))
+
+    async def intents(self, *, states: Sequence[str] = ()) -> AsyncGenerator[IntentAnswer, None]:
+        """See sync.Execution.intents."""
+        after: int | None = 0
+        while after is not None:
+            page = await self._client.call(requests.intents(self.id, states=states, after=after))
+            for intent in page.intents:
+                yield intent
+            after = page.next
+
+    async def settle(self, key: str, decision: requests.Decision, *, result: str = "") -> IntentAnswer:
+        """See sync.Execution.settle."""
+        return await self._client.call(requests.settle(self.id, key, decision, result=result))
+
     async def exec(self, command: Sequence[str], **options: Any) -> ExecResult:
         """See sync.Execution.exec."""
         return await self._client.call(requests.exec_result(self.id, requests.exec_body(command, **options)))
@@ -287,68 +313,3 @@ class AsyncExecution:
     async def delete(self, *, force: bool = False) -> None:
         """See sync.Execution.delete."""
         await self._client.call(requests.delete(self.id, force=force))
-
-
-class AsyncFiles:
-    """The workspace of one execution. Paths relative to /workspace."""
-
-    def __init__(self, client: AsyncClient, id: str) -> None:
-        self._client = client
-        self._id = id
-
-    async def stat(self, path: str) -> FileEntry:
-        """See sync.Files.stat."""
-        return await self._client.call(requests.file_stat(self._id, path))
-
-    async def list(self, path: str = "", *, recursive: bool = False) -> AsyncGenerator[FileEntry, None]:
-        """See sync.Files.list."""
-        after = ""
-        while True:
-            page = await self._client.call(requests.files(self._id, path, recursive=recursive, after=after))
-            for entry in page.entries:
-                yield entry
-            after = page.next
-            if not after:
-                return
-
-    async def read(self, path: str) -> bytes:
-        """See sync.Files.read."""
-        return b"".join([piece async for piece in self.chunks(path)])
-
-    def chunks(self, path: str) -> AsyncGenerator[bytes, None]:
-        """See sync.Files.chunks."""
-        return self._client.download(lambda offset, etag: requests.content(self._id, path, offset=offset, etag=etag))
-
-    async def write(self, path: str, body: Body, *, mode: int | None = None) -> FileEntry:
-        """See sync.Files.write."""
-        return await self._client.call(requests.write(self._id, path, body, mode=mode))
-
-    async def download(self, path: str, target: Path) -> Path:
-        """See sync.Files.download."""
-        async with aclosing(self.chunks(path)) as pieces:
-            return await uploads.save_async(pieces, target)
-
-
-class AsyncArtifacts:
-    """What the execution left in /workspace/artifacts."""
-
-    def __init__(self, client: AsyncClient, id: str) -> None:
-        self._client = client
-        self._id = id
-
-    async def list(self) -> list[Artifact]:
-        """See sync.Artifacts.list."""
-        return await self._client.call(requests.artifacts(self._id))
-
-    async def read(self, path: str) -> bytes:
-        """See sync.Artifacts.read."""
-        return b"".join([piece async for piece in self.chunks(path)])
-
-    def chunks(self, path: str) -> AsyncGenerator[bytes, None]:
-        """See sync.Artifacts.chunks."""
-        return self._client.download(lambda offset, etag: requests.artifact(self._id, path, offset=offset, etag=etag))
-
-    async def download(self, path: str, target: Path) -> Path:
-        """See sync.Artifacts.download."""
-        async with aclosing(self.chunks(path)) as pieces:
-            return await uploads.save_async(pieces, target)

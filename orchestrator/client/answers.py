@@ -15,11 +15,12 @@ from orchestrator.events import Event
 from orchestrator.wire import event as wire_event
 from orchestrator.wire.command import ExecResult
 from orchestrator.wire.files import Artifact, Artifacts, Blob, FileEntry, FilePage
-from orchestrator.wire.operate import Health, Readiness, Stats
+from orchestrator.wire.operate import HarnessList, Health, Readiness, Stats
 from orchestrator.wire.problem import error_of
 from orchestrator.wire.record import Record, RecordPage
 from orchestrator.wire.shape import AnswerModel
 from orchestrator.wire.steering import Receipt
+from orchestrator.wire.way_out import IntentAnswer, IntentPage
 
 T = TypeVar("T")
 M = TypeVar("M", bound=AnswerModel)
@@ -132,6 +133,18 @@ def blob(response: Response) -> Blob:
 
 def stats(response: Response) -> Stats:
     return _model(Stats, response)
+
+
+def harness_list(response: Response) -> HarnessList:
+    return _model(HarnessList, response)
+
+
+def intent(response: Response) -> IntentAnswer:
+    return _model(IntentAnswer, response)
+
+
+def intent_page(response: Response) -> IntentPage:
+    return _model(IntentPage, response)
 
 
 def health(response: Response) -> Health:

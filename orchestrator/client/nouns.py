@@ -8,9 +8,10 @@ from orchestrator.wire.bounds import FILE_COUNT, FILES_BYTES
 from orchestrator.wire.command import ExecResult
 from orchestrator.wire.event import encode as event_as_json
 from orchestrator.wire.files import Artifact, FileEntry, FilePage
-from orchestrator.wire.operate import Health, Readiness, Stats
+from orchestrator.wire.operate import HarnessAnswer, Health, Readiness, Stats
 from orchestrator.wire.record import OutcomeAnswer, Record, RecordPage
 from orchestrator.wire.steering import Receipt
+from orchestrator.wire.way_out import IntentAnswer, SpendAnswer
 
 __all__ = [
     "FILES_BYTES",
@@ -24,14 +25,17 @@ __all__ = [
     "Exited",
     "FileEntry",
     "FilePage",
+    "HarnessAnswer",
     "Health",
     "HistoryPage",
+    "IntentAnswer",
     "OutcomeAnswer",
     "Output",
     "Readiness",
     "Receipt",
     "Record",
     "RecordPage",
+    "SpendAnswer",
     "Started",
     "Stats",
     "event_as_json",

@@ -22,13 +22,15 @@ from orchestrator.client.answers import HistoryPage
 from orchestrator.client.exchange import Body, Request
 from orchestrator.wire.command import ExecResult
 from orchestrator.wire.files import Artifact, Blob, FileEntry, FilePage
-from orchestrator.wire.operate import Health, Readiness, Stats
+from orchestrator.wire.operate import HarnessList, Health, Readiness, Stats
 from orchestrator.wire.record import Record, RecordPage
 from orchestrator.wire.steering import Receipt
+from orchestrator.wire.way_out import IntentAnswer, IntentPage
 
 V1 = "/v1"
 #: The most a server holds a request for us.
 HOLD_S = 60.0
+_OF_LIMITS = ("steps", "budget_usd", "budget_tokens", "on_budget")
 
 
 def new_id() -> str:
@@ -53,8 +55,8 @@ def _only(**fields: Any) -> dict[str, Any]:
 
 
 def submit(body: Mapping[str, Any], *, key: str = "") -> Request[Record]:
-    """`body` as POST /executions takes it. `key`: the idempotency key; one is made when empty."""
-    headers, data = _json(body)
+    """`body` as POST /executions takes it, or as `spelled` does. `key`: the idempotency key; one is made when empty."""
+    headers, data = _json(spelled(body))
     return Request(
         "POST",
         f"{V1}/executions",
@@ -62,6 +64,17 @@ def submit(body: Mapping[str, Any], *, key: str = "") -> Request[Record]:
         headers={**headers, "idempotency-key": key or new_id()},
         body=data,
     )
+
+
+def spelled(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """The shorter ways to say it, as the API has them: `egress` as a list of names, and what belongs to `limits`
+    without them. What is not said in the short way stays as it is."""
+    body = dict(spec)
+    if limits := {name: body.pop(name) for name in _OF_LIMITS if name in body}:
+        body["limits"] = {**(body.get("limits") or {}), **limits}
+    if isinstance(body.get("egress"), list | tuple):
+        body["egress"] = {"allow": list(body["egress"])}
+    return body
 
 
 def get(execution: str) -> Request[Record]:
@@ -142,6 +155,40 @@ def resources(
     if hold_s:
         headers = {**headers, "prefer": f"wait={hold_s:g}"}
     return Request("PATCH", _at(execution, "/resources"), answers.record, headers=headers, body=data, hold_s=hold_s)
+
+
+# -- what may leave it -----------------------------------------------------------------------------------------------
+
+
+def egress(execution: str, allow: Sequence[str], *, id: str = "") -> Request[Record]:
+    """Another allowlist, whole."""
+    headers, data = _json({"id": id or new_id(), "allow": list(allow)})
+    return Request("PUT", _at(execution, "/egress"), answers.record, headers=headers, body=data)
+
+
+def budget(execution: str, budget: Mapping[str, Any], *, id: str = "") -> Request[Record]:
+    """Another budget; what is absent stays, None takes a limit away."""
+    headers, data = _json({**budget, "id": id or new_id()})
+    return Request("PATCH", _at(execution, "/budget"), answers.record, headers=headers, body=data)
+
+
+def intents(execution: str, *, states: Iterable[str] = (), after: int = 0, limit: int = 1000) -> Request[IntentPage]:
+    """A page of the journal, in its order, those with n > `after`."""
+    query: dict[str, Any] = {"limit": str(limit)}
+    if after:
+        query["after"] = str(after)
+    if states := list(states):
+        query["state"] = states
+    return Request("GET", _at(execution, "/intents"), answers.intent_page, query=query)
+
+
+Decision = Literal["retry", "done", "fail"]
+
+
+def settle(execution: str, key: str, decision: Decision, *, result: str = "") -> Request[IntentAnswer]:
+    """A decision on an intent in doubt. The same again changes nothing, so it may be repeated."""
+    headers, data = _json({"key": key, "decision": decision, "result": result})
+    return Request("POST", _at(execution, "/intents/settle"), answers.intent, headers=headers, body=data)
 
 
 # -- history ---------------------------------------------------------------------------------------------------------
@@ -312,6 +359,11 @@ def stats(*, since: datetime | None = None, by: str = "") -> Request[Stats]:
     if since is not None:
         query["since"] = since.isoformat()
     return Request("GET", f"{V1}/stats", answers.stats, query=query)
+
+
+def harnesses() -> Request[HarnessList]:
+    """The catalogue."""
+    return Request("GET", f"{V1}/harnesses", answers.harness_list)
 
 
 def health() -> Request[Health]:

@@ -17,17 +17,18 @@ from orchestrator import profile
 from orchestrator.client import address, calls, downloading, executing, following, requests, uploads
 from orchestrator.client.answers import HistoryPage
 from orchestrator.client.channel import ChannelCore
-from orchestrator.client.exchange import Body, Call, Emit, Request, Sleep, Stream
+from orchestrator.client.exchange import Call, Emit, Request, Sleep, Stream
 from orchestrator.client.following import Batch
 from orchestrator.client.patience import FOR_EVER, Patience
+from orchestrator.client.sync_files import Artifacts, Files
 from orchestrator.client.transport import SILENCE_S, SyncTransport
 from orchestrator.client.waiting import wait_until_ended
 from orchestrator.events import Event
 from orchestrator.wire.command import ExecResult
-from orchestrator.wire.files import Artifact, FileEntry
-from orchestrator.wire.operate import Health, Readiness, Stats
+from orchestrator.wire.operate import HarnessAnswer, Health, Readiness, Stats
 from orchestrator.wire.record import Record, RecordPage
 from orchestrator.wire.steering import Receipt
+from orchestrator.wire.way_out import IntentAnswer
 
 if TYPE_CHECKING:
     from orchestrator.client.sockets import Channel
@@ -118,16 +119,21 @@ class Client:
     # -- the API -----------------------------------------------------------------------------------------------------
 
     def submit(self, *, key: str = "", **spec: Any) -> Execution:
-        """Durable when this returns. `spec`: the fields of POST /executions (task, command, image, env, files, name,
-        labels, resources, limits, …). `key`: an idempotency key of your own, kept for 7 days; without one, this
-        call's own retries are safe, a second call makes a second execution. Raises BadInput, NameTaken, KeyReused,
-        TooMany."""
+        """Durable when this returns. `spec`: the fields of POST /executions (task, command, harness, model, image, env,
+        files, name, labels, resources, limits, …); besides, `egress` may be a list of names, and `steps`, `budget_usd`,
+        `budget_tokens`, `on_budget` need no `limits` around them. `key`: an idempotency key of your own, kept for 7
+        days; without one, this call's own retries are safe, a second call makes a second execution. Raises BadInput,
+        NameTaken, KeyReused, TooMany."""
         record = self.call(requests.submit(spec, key=key))
         return Execution(self, record.id, record)
 
     def run(self, task: str, **spec: Any) -> Record:
         """Submit, wait until it has ended, answer the record with its outcome."""
         return self.submit(task=task, **spec).wait()
+
+    def harnesses(self) -> Sequence[HarnessAnswer]:
+        """What `harness` may name."""
+        return self.call(requests.harnesses()).harnesses
 
     def get(self, ref: str) -> Execution:
         """By id, unique prefix or name. Raises NotFound."""
@@ -267,6 +273,30 @@ class Execution:
             )
         )
 
+    def set_egress(self, allow: Sequence[str], *, id: str = "") -> Record:
+        """Another allowlist, whole: `name`, `*.name`, each with `:port` or without (80 and 443); empty = nowhere. It
+        holds from now on."""
+        return self._kept(self._client.call(requests.egress(self.id, allow, id=id)))
+
+    def set_budget(self, *, id: str = "", **budget: Any) -> Record:
+        """Another budget, of `budget_usd`, `budget_tokens` (None = no limit) and `on_budget` (`fail`, `wait`); what is
+        not given stays. A call that is held for want of money is asked again."""
+        return self._kept(self._client.call(requests.budget(self.id, budget, id=id)))
+
+    def intents(self, *, states: Sequence[str] = ()) -> Iterator[IntentAnswer]:
+        """The journal, in its order, page by page: all, or those in one of `states` (open, done, failed, in_doubt,
+        retry)."""
+        after: int | None = 0
+        while after is not None:
+            page = self._client.call(requests.intents(self.id, states=states, after=after))
+            yield from page.intents
+            after = page.next
+
+    def settle(self, key: str, decision: requests.Decision, *, result: str = "") -> IntentAnswer:
+        """A person's decision on an intent in doubt: `retry`, `done` (with its result), `fail`. Raises NotFound,
+        Conflict (it is not in doubt)."""
+        return self._client.call(requests.settle(self.id, key, decision, result=result))
+
     def exec(self, command: Sequence[str], **options: Any) -> ExecResult:
         """One command beside the harness; its bounded output and exit code (options: see requests.exec_body). Never
         repeated by itself."""
@@ -288,65 +318,3 @@ class Execution:
     def delete(self, *, force: bool = False) -> None:
         """Remove record, history and files. Raises Conflict when it has not ended and `force` is not set."""
         self._client.call(requests.delete(self.id, force=force))
-
-
-class Files:
-    """The workspace of one execution. Paths relative to /workspace."""
-
-    def __init__(self, client: Client, id: str) -> None:
-        self._client = client
-        self._id = id
-
-    def stat(self, path: str) -> FileEntry:
-        """One entry. Raises NotFound."""
-        return self._client.call(requests.file_stat(self._id, path))
-
-    def list(self, path: str = "", *, recursive: bool = False) -> Iterator[FileEntry]:
-        """All entries of a directory in byte order, page by page."""
-        after = ""
-        while True:
-            page = self._client.call(requests.files(self._id, path, recursive=recursive, after=after))
-            yield from page.entries
-            after = page.next
-            if not after:
-                return
-
-    def read(self, path: str) -> bytes:
-        """The whole file, in memory."""
-        return b"".join(self.chunks(path))
-
-    def chunks(self, path: str) -> Iterator[bytes]:
-        """The file in pieces, continued where a connection broke. Raises Conflict when it changed meanwhile."""
-        return self._client.download(lambda offset, etag: requests.content(self._id, path, offset=offset, etag=etag))
-
-    def write(self, path: str, body: Body, *, mode: int | None = None) -> FileEntry:
-        """Write whole or not at all."""
-        return self._client.call(requests.write(self._id, path, body, mode=mode))
-
-    def download(self, path: str, target: Path) -> Path:
-        """Into a file here: to a temporary name beside it, then renamed."""
-        return uploads.save(self.chunks(path), target)
-
-
-class Artifacts:
-    """What the execution left in /workspace/artifacts."""
-
-    def __init__(self, client: Client, id: str) -> None:
-        self._client = client
-        self._id = id
-
-    def list(self) -> list[Artifact]:
-        """All of them, with digests."""
-        return self._client.call(requests.artifacts(self._id))
-
-    def read(self, path: str) -> bytes:
-        """One of them, in memory; `path` relative to /workspace/artifacts."""
-        return b"".join(self.chunks(path))
-
-    def chunks(self, path: str) -> Iterator[bytes]:
-        """One of them in pieces."""
-        return self._client.download(lambda offset, etag: requests.artifact(self._id, path, offset=offset, etag=etag))
-
-    def download(self, path: str, target: Path) -> Path:
-        """Into a file here: to a temporary name beside it, then renamed."""
-        return uploads.save(self.chunks(path), target)

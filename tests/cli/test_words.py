@@ -123,7 +123,7 @@ def test_completion_scripts(shell: str, capfd: pytest.CaptureFixture[str]) -> No
 
 @pytest.mark.parametrize(
     ("words", "at", "expected"),
-    [("carrel in", 1, {"inspect"}), ("carrel run --t", 2, {"--timeout"}), ("carrel sto", 1, {"stop"})],
+    [("carrel in", 1, {"inspect", "intents"}), ("carrel run --t", 2, {"--timeout"}), ("carrel sto", 1, {"stop"})],
 )
 def test_verbs_and_options_are_completed(words: str, at: int, expected: set[str]) -> None:
     done = subprocess.run(

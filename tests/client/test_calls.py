@@ -11,7 +11,16 @@ from typing import Any
 import pytest
 
 from orchestrator import errors
-from orchestrator.client import AsyncClient, AsyncExecution, Client, Execution, Patience, aio, requests, sync
+from orchestrator.client import (
+    AsyncClient,
+    AsyncExecution,
+    Client,
+    Execution,
+    Patience,
+    aio_files,
+    requests,
+    sync_files,
+)
 from orchestrator.client.address import parse
 from orchestrator.client.answers import problem
 from orchestrator.client.exchange import Request, Response
@@ -173,8 +182,8 @@ async def test_a_file_that_changed_while_it_was_read_is_an_error(tmp_path: Path)
     [
         (Client, AsyncClient),
         (Execution, AsyncExecution),
-        (sync.Files, aio.AsyncFiles),
-        (sync.Artifacts, aio.AsyncArtifacts),
+        (sync_files.Files, aio_files.AsyncFiles),
+        (sync_files.Artifacts, aio_files.AsyncArtifacts),
     ],
 )
 def test_both_skins_have_the_same_surface(blocking: type, looping: type) -> None:
