@@ -43,7 +43,7 @@ def logs(
         raise UsageError("-n counts lines, --json prints events: `carrel events --type output -n N --json`")
     start = units.moment(since) if since else None
     streams = frozenset({stream}) if stream else BOTH
-    fresh = partial(Transcript, streams, colour=console.colourful())
+    fresh = partial(Transcript, streams, colour=console.colourful(), name=execution)
     reading = fresh()
     outage = reaching.Outage()
     with reaching.client(ctx, on_retry=outage.retry) as client:

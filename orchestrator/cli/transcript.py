@@ -9,6 +9,7 @@ streams hold its own bytes and nothing else.
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final
 
@@ -23,6 +24,7 @@ from orchestrator.events import (
     MODEL_CUT,
     MODEL_REFUSED,
     OUTPUT,
+    SANDBOX_LOST,
     USAGE,
     Event,
 )
@@ -36,12 +38,14 @@ STEPS: Final = {"completed": "✓", "in_progress": "▸"}
 class Transcript:
     """Reads events in order; one for each run through a history."""
 
-    def __init__(self, streams: frozenset[str], *, colour: bool = False) -> None:
-        """`streams`: which of stdout and stderr are wanted. `colour`: thoughts are dim, commands bold."""
+    def __init__(self, streams: frozenset[str], *, colour: bool = False, name: str = "@last") -> None:
+        """`streams`: which of stdout and stderr are wanted. `colour`: thoughts are dim, commands bold. `name`: what the
+        commands that are suggested call it."""
+        self._name = name
         self._wanted = {output.DESCRIPTORS[stream] for stream in streams}
         self._colour = colour
         self._open: tuple[str, str] | None = None  # (kind, message) of the words whose line has no end yet
-        self._told: dict[tuple[str, str], int] = {}  # characters of each that were shown
+        self._told: dict[str, tuple[str, str, str]] = {}  # kind → message, its text as it is now, as it was shown
         self._lines: dict[str, int] = {}  # lines of output shown, by call
         self._last_words = ""  # since the last call
         self._speaks = False
@@ -91,19 +95,27 @@ class Transcript:
         self._words("thought", data)
 
     def _words(self, kind: str, data: Mapping[str, Any]) -> None:
-        """A piece of a message, on from `at` where it says so: an answer that was asked for again begins again."""
+        """A piece of a message, on from `at` where it says so. What another attempt tells again is shown once; an
+        answer that was asked for again and is another one begins again."""
         text, this = _text(data), (kind, str(data.get("message", "")))
         at = data.get("at")
-        known = self._told.get(this, 0)
-        if isinstance(at, int) and at < known:
-            self._end_line()
-        self._told[this] = (at if isinstance(at, int) else known) + len(text)
+        if isinstance(at, int):
+            message, now, shown = self._told.get(kind, ("", "", ""))
+            now, shown = (now[: max(at, 0)] + text, shown) if message == this[1] else (text, "")
+            if shown.startswith(now):
+                text = ""
+            elif now.startswith(shown):
+                text, shown = now[len(shown) :], now
+            else:
+                self._end_line()
+                text = shown = now
+            self._told[kind] = (this[1], now, shown)
+        if not text:
+            return
         if kind == "message":
             self._last_words = (self._last_words if self._open == this else "") + text
         if self._open != this:
             self._end_line()
-        if not text:
-            return
         if self._open is None and kind == "thought":
             self._put(2, "· ", "2")
         self._open = this
@@ -129,6 +141,7 @@ class Transcript:
         options = data.get("options")
         choices = f" ({' | '.join(map(str, options))})" if isinstance(options, list) and options else ""
         self._put(1, f"{_readable(_text(data)).rstrip()}{console.printable(choices)}\n")
+        self._line(f"  → carrel send {self._name} '…'", "2")
 
     def _said(self, data: Mapping[str, Any]) -> None:
         self._line(f"> {console.printable(_text(data), most=400)}", "1")
@@ -224,10 +237,18 @@ class Transcript:
         if data.get("limit_tokens") is not None:
             said = f"{_whole(data, 'spent_tokens'):,} tokens spent of {_whole(data, 'limit_tokens'):,}"
             self._line(f"! over budget: {said}", "1")
+        held = "the call is held" if data.get("on_exceeded") == "wait" else "it is to end"
+        self._line(f"  {held} → carrel update {self._name} --budget-usd … --budget-tokens …", "2")
 
     def _doubt(self, data: Mapping[str, Any]) -> None:
         said = console.printable(str(data.get("summary", "")), most=200)
-        self._line(f"? in doubt, was it done? {said} (carrel settle)", "1")
+        key = console.printable(shlex.quote(str(data.get("key", ""))))
+        self._line(f"? in doubt, was it done? {said}", "1")
+        self._line(f"  → carrel settle {self._name} {key} retry|done|fail", "2")
+
+    def _lost(self, data: Mapping[str, Any]) -> None:
+        why = console.printable(f"{data.get('reason', '')}: {data.get('detail', '')}", most=200)
+        self._line(f"! this attempt is over ({why})", "1")
 
     def _finished(self, data: Mapping[str, Any]) -> None:
         self._end_line()
@@ -266,6 +287,7 @@ _PLATFORM: Final[Mapping[str, Callable[[Transcript, Mapping[str, Any]], None]]] 
     MODEL_REFUSED: Transcript._refused,
     MODEL_CUT: Transcript._cut,
     BUDGET_EXCEEDED: Transcript._over,
+    SANDBOX_LOST: Transcript._lost,
     INTENT_IN_DOUBT: Transcript._doubt,
     MESSAGE_ACCEPTED: Transcript._said,
     FINISHED: Transcript._finished,

@@ -50,6 +50,15 @@ def test_what_was_told_again_after_a_broken_answer_begins_a_line() -> None:
     assert out == "I will loo\nLet us look.\nNext.\n"
 
 
+def test_what_another_attempt_tells_again_is_shown_once() -> None:
+    once = [
+        event("agent_message_chunk", message="m1", at=0, text="Hello, "),
+        event("agent_message_chunk", message="m1", at=7, text="wor"),
+    ]
+    out, _ = read(*once, *once, event("agent_message_chunk", message="m1", at=10, text="ld."))
+    assert out == "Hello, world."
+
+
 def test_a_calls_output_is_shown_once_and_bounded() -> None:
     lines = "".join(f"line {number}\n" for number in range(OUTPUT_LINES + 7))
     _, live = read(
@@ -80,7 +89,7 @@ def test_questions_plans_and_ends() -> None:
         event("result", stop_reason="max_steps", text="I got as far as here."),
     )
     assert out == "Which one? (a | b)\nI got as far as here.\n"
-    assert err == "  ✓ look\n  · mend\n· asking again\n! no such model\nended: max_steps\n"
+    assert err == ("  → carrel send @last '…'\n  ✓ look\n  · mend\n· asking again\n! no such model\nended: max_steps\n")
 
 
 def test_what_the_platform_says_of_an_agent_and_what_it_cost() -> None:
@@ -91,6 +100,8 @@ def test_what_the_platform_says_of_an_agent_and_what_it_cost() -> None:
         event("egress.refused", source="platform", host="evil.example", port=443, why="not in the allowlist"),
         event("message.accepted", source="platform", n=1, id="x", text="and\nhurry"),
         event("budget.exceeded", source="platform", spent_micros=90, limit_micros=100, limit_tokens=None),
+        event("intent.in_doubt", source="platform", key="call 7", kind="bash", summary="rm -r x"),
+        event("sandbox.lost", source="platform", reason="harness_killed", detail="signal 9"),
         event("execution.finished", source="platform", outcome={}),
     ]
     assert read(*platform) == ("", "")  # of a plain program there is nothing but its own bytes
@@ -99,6 +110,10 @@ def test_what_the_platform_says_of_an_agent_and_what_it_cost() -> None:
         "! evil.example:443 refused: not in the allowlist",
         "> and\\x0ahurry",
         "! over budget: $0.0001 spent of $0.0001",
+        "  it is to end → carrel update @last --budget-usd … --budget-tokens …",
+        "? in doubt, was it done? rm -r x",
+        "  → carrel settle @last 'call 7' retry|done|fail",
+        "! this attempt is over (harness_killed: signal 9)",
         "· 2 model calls, 1 of them replayed, 1,010 tokens, $0.0025",
     ]
 
