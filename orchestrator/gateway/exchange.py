@@ -20,7 +20,7 @@ from orchestrator.gateway.egress_port import Head
 from orchestrator.gateway.refusals import Refused, Tongue
 from orchestrator.gateway.room import Holding
 
-HEAD_BYTES: Final = 64 << 10
+HEAD_BYTES: Final = 32 << 10  # of a head that is not whole; one that just becomes so may have twice that
 HEAD_S: Final = 15.0  # from the connection to the head's last byte
 PACE_S: Final = 30.0  # between two reads of a body
 LANDING_S: Final = 1.0  # after the last byte: for the client to take it and go
@@ -115,8 +115,8 @@ class Exchange:
                 event = self._http.next_event()
                 if event is not h11.NEED_DATA:
                     return event
-                data = await self.reader.read(READ_BYTES)
-                self._http.receive_data(data)
+                waits_for_head = self._http.their_state is h11.IDLE
+                self._http.receive_data(await self.reader.read(HEAD_BYTES if waits_for_head else READ_BYTES))
             except h11.RemoteProtocolError as error:
                 raise Refused(error.error_status_hint, "invalid", f"not a request: {error}") from error
             except ConnectionError:

@@ -48,8 +48,9 @@ class Refused(Exception):
     def of(cls, error: CarrelError, status: int, *, code: str = "", told: bool = False) -> Refused:
         """One of our errors, with what it carries."""
         data = {name: value for name, value in error.data.items() if value not in ("", None)}
+        limit = f" (there is {data['limit']})" if "limit" in data else ""
         remedy = f"; {data['remedy']}" if "remedy" in data else ""
-        return cls(status, code or error.code, error.message + remedy, told=told, **data)
+        return cls(status, code or error.code, error.message + limit + remedy, told=told, **data)
 
     def headers(self) -> list[tuple[str, str]]:
         shown = [("content-type", "application/json")]

@@ -87,6 +87,7 @@ def route(method: str, target: str, *, anthropic_version: str = "") -> Route:
     for prefix in _PREFIXES:
         if path.startswith(prefix + "/"):
             path = path[len(prefix) :]
+            break
     rest = path[len(_ONE_MODEL) :] if path.startswith(_ONE_MODEL) else ""
     known = _ONE_MODEL[:-1] if rest else path
     found = _TABLE.get((method, known))
