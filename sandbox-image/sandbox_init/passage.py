@@ -73,8 +73,8 @@ class Passage:
             if self._client_said_all and not self._unsent_bytes:
                 self.close()
                 return
-        if events & WRITE:
-            self._flush()
+        if events & WRITE and self._to_client:
+            self._send(self._to_client)
         if events & ~WRITE and not self._closed:
             self._read_client()
         self._watch()
@@ -259,16 +259,8 @@ class Passage:
                 return
         self._to_client = bytes(data[sent:])
 
-    def _flush(self) -> None:
-        if self._to_client:
-            self._send(self._to_client)
-        if not self._closed:
-            self._end()
-
     def _end(self) -> None:
-        """The gateway has said all; has the client got it?"""
-        if not self._gateway_said_all or self._to_client:
-            return
+        """The gateway has said all, and the client has been told: before that its end is not read."""
         if self._client_said_all and (self._gateway_deaf or self._passed_on_end):
             self.close()
             return

@@ -162,6 +162,40 @@ def test_an_answer_before_the_end_of_the_question_arrives(box: Box, owner: Clien
     wait_for(lambda: passages(owner) == 0, "the passage is over")
 
 
+def test_what_a_client_says_after_its_answer_goes_nowhere_and_breaks_nothing(
+    box: Box, owner: Client, gateway: Gateway
+) -> None:
+    with box.dial(PORT) as client:
+        client.sendall(b"question")
+        with gateway.accept() as worker:
+            exactly(worker, 8)
+            worker.sendall(b"answer")
+        assert to_end(client) == b"answer"
+        client.sendall(BODY)
+        client.shutdown(socket.SHUT_WR)
+        wait_for(lambda: passages(owner) == 0, "the passage is over")
+
+
+def test_the_end_of_an_answer_waits_for_its_reader(box: Box, owner: Client, gateway: Gateway) -> None:
+    """The gateway has gone long before the client reads."""
+    with box.dial(PORT) as client:
+        client.sendall(b"question")
+        client.shutdown(socket.SHUT_WR)
+        with gateway.accept() as worker:
+            assert to_end(worker) == b"question"
+            worker.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8 << 20)
+            worker.setblocking(False)
+            sent = 0
+            while sent < 4 << 20:
+                try:
+                    sent += worker.send(BODY[sent : sent + (1 << 16)])
+                except BlockingIOError:
+                    break
+        assert passages(owner) == 1
+        assert to_end(client) == BODY[:sent]
+    wait_for(lambda: passages(owner) == 0, "the passage is over")
+
+
 def test_a_body_longer_than_is_kept_passes_and_has_no_second_time(box: Box, owner: Client, slot: Path) -> None:
     blocks, block = 70, os.urandom(1 << 20)
     digest = hashlib.sha256(block * blocks).digest()
