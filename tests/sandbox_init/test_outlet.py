@@ -317,7 +317,7 @@ def test_another_owner_disturbs_nothing(box: Box, owner: Client, gateway: Gatewa
 
 def test_a_client_that_is_stopped_meanwhile_misses_nothing(box: Box, slot: Path) -> None:
     """Stopped before its answer; two workers die over it; it goes on and reads all."""
-    script = f"exec 3<>/dev/tcp/127.0.0.1/{PORT}; echo -n question >&3; echo asked; head -c {len(BODY)} <&3 | sha256sum"
+    script = f"exec 3<>/dev/tcp/127.0.0.1/{PORT}; echo -n question >&3; head -c {len(BODY)} <&3 | sha256sum"
     with box.run(script, outlet_port=PORT) as owner:
         with Gateway(slot) as gateway, gateway.accept() as worker:
             exactly(worker, 8)
