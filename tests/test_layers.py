@@ -18,6 +18,7 @@ SOURCES = {
     "orchestrator": ROOT / "orchestrator",
     "sandbox_init": ROOT / "sandbox-image" / "sandbox_init",
     "agent_harness": ROOT / "agent-harness" / "agent_harness",
+    "adapters": ROOT / "agent-harness" / "adapters",
     "scripted_model": ROOT / "agent-harness" / "scripted_model",
 }
 TOP_LEVEL = {"pyproject.toml", "README.md", "Makefile", "orchestrator", "sandbox-image", "agent-harness", "tests"}
@@ -95,6 +96,10 @@ ROOMS = {
     "frames": Room(("sandbox_init.frames",), ("sandbox_init",)),
     "sandbox_init": Room(("sandbox_init",), ("frames",)),
     "agent_harness": Room(("agent_harness",)),
+    "adapters": Room(("adapters",)),
+    "which adapter": Room(("adapters.__main__",), ("adapters", "adapters of mini")),
+    # Loaded by mini-swe-agent, in its own interpreter.
+    "adapters of mini": Room(("adapters.mini", "adapters.mini_class"), ("adapters",), ("minisweagent",)),
     "scripted_model": Room(("scripted_model",)),
 }
 
