@@ -109,7 +109,7 @@ class Internet:
             self._cable(own)
             self._certify(names)
             self.resolver.mkdir(parents=True)
-            (self.resolver / "resolv.conf").write_text(f"nameserver {OUTSIDE[0]}\noptions timeout:2 attempts:1\n")
+            (self.resolver / "resolv.conf").write_text(f"nameserver {OUTSIDE[0]}\noptions timeout:1 attempts:1\n")
             addresses = [*OUTSIDE, OUTSIDE_PUBLIC]
             self.servers = self.run(self.outside, addresses=addresses, names=names, certificate=str(self.certificate))
             self.trap = self.run(self.inside, addresses=[*TRAPPED, GATEWAY], names={})

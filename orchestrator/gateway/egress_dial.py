@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import socket
 import threading
 from collections.abc import Awaitable, Callable, Sequence
@@ -103,7 +104,8 @@ async def dial(
         except TimeoutError:
             failure = Unreachable(f"no answer within {CONNECT_LIMIT_S:g} s")
         except OSError as no:
-            failure = Unreachable(no.strerror or str(no))
+            # By its number: the loop's own words hold the address.
+            failure = Unreachable(os.strerror(no.errno) if no.errno else "no connection")
     raise failure
 
 

@@ -52,6 +52,7 @@ NAMES: dict[str, Any] = {
     "own.test": {"A": [["8.8.4.4"]]},  # public, and this host's own
     "empty.test": {},
     "silent.test": {"silent": True},
+    **{f"n{n}.silent.test": {"silent": True} for n in range(12)},
 }
 
 

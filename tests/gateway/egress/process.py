@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+import threading
 from asyncio import StreamReader, StreamWriter
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -75,6 +76,7 @@ class Served:
                 out_bytes=traffic.out_bytes,
                 in_bytes=traffic.in_bytes,
                 refused=self.proxy.refusals.count,
+                lookups=len([thread for thread in threading.enumerate() if thread.name == "egress-resolve"]),
                 rss_kib=int(Path("/proc/self/statm").read_text().split()[1]) * 4,
             )
 

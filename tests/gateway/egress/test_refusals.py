@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import pytest
 
-from tests.gateway.egress.conftest import Opened, Proxy, everything
+from tests.gateway.egress.conftest import Opened, Proxy, everything, parse
 from tests.internet import Internet
+from tests.place import until
 
 pytestmark = [pytest.mark.root]
 
@@ -207,6 +208,17 @@ def test_what_does_not_resolve_or_answer_is_no_refusal(opened: Opened) -> None:
         answer = proxy.refused(target)
         assert answer.status == 502 and answer.json()["error"]["code"] == "egress_unreachable", answer
     assert not proxy.events()
+
+
+def test_names_nobody_answers_for_hold_few_threads(proxy: Proxy, internet: Internet) -> None:
+    lines = []
+    for n in range(12):
+        lines.append(proxy.dial())
+        lines[-1].sendall(f"CONNECT n{n}.silent.test:443 HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    until(lambda: proxy.count()["lookups"] == 4, "four are asked for")
+    answers = [parse(everything(line)) for line in lines]
+    assert {answer.status for answer in answers} == {502}
+    assert max(line["lookups"] for line in proxy.running.having("lookups")) == 4
 
 
 def test_a_refusal_names_the_remedy_where_clients_show_it(proxy: Proxy) -> None:
