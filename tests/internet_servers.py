@@ -100,6 +100,8 @@ async def web(reader: StreamReader, writer: StreamWriter) -> None:
         elif path == "/until-close":
             writer.write(b"HTTP/1.0 200 OK\r\nContent-Type: text/plain\r\n\r\nold but whole")
             return
+        elif path == "/hang-up":
+            return
         elif path == "/nonsense":
             writer.write(b"SSH-2.0-not-http\r\n")
             return

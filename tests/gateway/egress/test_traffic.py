@@ -84,9 +84,10 @@ def test_an_answer_that_breaks_off_is_not_ended_cleanly(proxy: Proxy) -> None:
     assert answer.status == 200 and answer.body.endswith(b"5\r\nhello\r\n")
 
 
-def test_what_is_no_http_is_a_bad_gateway(proxy: Proxy) -> None:
-    answer = proxy.get("http://ok.test/nonsense")
-    assert answer.status == 502 and "not HTTP" in answer.json()["error"]["why"]
+@pytest.mark.parametrize(("path", "why"), [("nonsense", "not HTTP"), ("hang-up", "without an answer")])
+def test_what_is_no_http_is_a_bad_gateway(proxy: Proxy, path: str, why: str) -> None:
+    answer = proxy.get(f"http://ok.test/{path}")
+    assert answer.status == 502 and why in answer.json()["error"]["why"]
 
 
 def test_plain_http_in_a_tunnel_meets_the_rules_of_plain_http(proxy: Proxy, internet: Internet) -> None:
