@@ -152,7 +152,7 @@ class Exchange:
             data = await self._from_server.read(CHUNK_BYTES)
         except OSError as broken:
             raise Unreachable(f"its answer broke off ({broken.strerror or broken})") from None
-        if not data and self._upstream.their_state is h11.SEND_RESPONSE:
+        if not data and self._upstream.their_state is h11.SEND_RESPONSE and not self._upstream.trailing_data[0]:
             raise Unreachable("it closed the connection without an answer")
         self._flow.received(len(data))
         return data
