@@ -52,7 +52,7 @@ class Outside:
     ) -> None:
         for process in self._running:
             process.kill()
-            process.wait()
+            process.communicate()  # closes our end of its pipe
         subprocess.run(["ip", "netns", "delete", self._name], check=True)
 
     def within(self, *argv: str) -> tuple[str, ...]:

@@ -154,6 +154,7 @@ async def judged(here: Ground, execution: Execution, outside: Outside, done: Cou
     record = await here.executions.get(execution.id)
     story = f"{dict(done)}, attempt {record.attempt}, {record.outcome}\n{here.last_logs()}"
     assert record.outcome is not None and record.outcome.kind is OutcomeKind.SUCCEEDED, story
+    print(story.splitlines()[0])
     _paid_once(history, outside.stats(), story)
 
     intents = RedisIntents(here.server, Keys(here.installation))
