@@ -133,7 +133,7 @@ def _pids() -> list[int]:
 def _is_harness(pid: int, namespace: str) -> bool:
     with contextlib.suppress(OSError):
         words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-        return _link(f"/proc/{pid}/ns/pid") == namespace and any(b"agent_harness" in word for word in words)
+        return _link(f"/proc/{pid}/ns/pid") == namespace and any(word.endswith(b"/carrel-agent") for word in words)
     return False
 
 
