@@ -81,7 +81,11 @@ def _usage(answer: Answer) -> dict[str, Any]:
         "prompt_tokens": usage.all_input,
         "completion_tokens": usage.output_tokens,
         "total_tokens": usage.all_input + usage.output_tokens,
-        "prompt_tokens_details": {"cached_tokens": usage.cache_read_tokens, "audio_tokens": 0},
+        "prompt_tokens_details": {
+            "cached_tokens": usage.cache_read_tokens,
+            "cache_write_tokens": usage.cache_write_tokens,
+            "audio_tokens": 0,
+        },
         "completion_tokens_details": {
             "reasoning_tokens": usage.thought_tokens,
             "audio_tokens": 0,

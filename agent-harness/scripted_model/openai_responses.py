@@ -143,7 +143,10 @@ def _response(asked: Asked, answer: Answer, status: str, output: list[dict[str, 
         "truncation": body.get("truncation", "disabled"),
         "usage": {
             "input_tokens": usage.all_input,
-            "input_tokens_details": {"cached_tokens": usage.cache_read_tokens},
+            "input_tokens_details": {
+                "cached_tokens": usage.cache_read_tokens,
+                "cache_write_tokens": usage.cache_write_tokens,
+            },
             "output_tokens": usage.output_tokens,
             "output_tokens_details": {"reasoning_tokens": usage.thought_tokens},
             "total_tokens": usage.all_input + usage.output_tokens,

@@ -193,12 +193,17 @@ def test_the_requests_own_limit_of_output_ends_the_answer(api: str) -> None:
 
 
 def test_the_last_words_can_be_said_back_and_tokens_told() -> None:
-    turn = {"text": "You said: {{said}}", "usage": {"input_tokens": 7, "cache_read_tokens": 100, "output_tokens": 3}}
+    turn: dict[str, Any] = {
+        "text": "You said: {{said}}",
+        "usage": {"input_tokens": 7, "cache_read_tokens": 100, "output_tokens": 3},
+    }
+    turn["usage"] |= {"cache_write_tokens": 20}
     with ScriptedModel(read([turn])) as model:
         got = ask(model.url, "POST", MESSAGES, request(MESSAGES, "hello\n  there")).json
         chat = ask(model.url, "POST", CHAT, request(CHAT, "hello")).json["usage"]
         counted = ask(model.url, "POST", "/v1/messages/count_tokens", request(MESSAGES, "x" * 400)).json
     assert got["content"][-1]["text"] == "You said: hello there"
     assert (got["usage"]["input_tokens"], got["usage"]["cache_read_input_tokens"]) == (7, 100)
-    assert (chat["prompt_tokens"], chat["completion_tokens"]) == (107, 3)
+    assert got["usage"]["cache_creation_input_tokens"] == chat["prompt_tokens_details"]["cache_write_tokens"] == 20
+    assert (chat["prompt_tokens"], chat["completion_tokens"]) == (127, 3)
     assert 100 < counted["input_tokens"] < 200
