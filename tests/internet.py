@@ -31,6 +31,41 @@ TRAPPED = (
     "198.18.0.1", "8.8.4.4", "::1", "fd00:ec2::254", "fd12::1",
 )  # fmt: skip
 
+#: What the DNS server outside says. The n-th question gets the n-th answer, the last one stays.
+NAMES: dict[str, Any] = {
+    "ok.test": {"A": [["203.0.113.10"]]},
+    "other.test": {"A": [["203.0.113.11"]]},
+    "a.wild.test": {"A": [["203.0.113.10"]]},
+    "public.test": {"A": [["93.184.215.14"]]},
+    "rebind-asyncio.test": {"A": [["203.0.113.10"], ["127.0.0.1"]]},
+    "rebind-uvloop.test": {"A": [["203.0.113.10"], ["127.0.0.1"]]},
+    "mixed.test": {"A": [["203.0.113.10", "127.0.0.1"]]},
+    "split.test": {"A": [["203.0.113.10"]], "AAAA": [["::1"]]},
+    "loop.test": {"A": [["127.0.0.1"]]},
+    "loop6.test": {"AAAA": [["::1"]]},
+    "mapped.test": {"AAAA": [["::ffff:127.0.0.1"]]},
+    "mappedmeta.test": {"AAAA": [["::ffff:169.254.169.254"]]},
+    "nat64.test": {"AAAA": [["64:ff9b::7f00:1"]]},
+    "sixtofour.test": {"AAAA": [["2002:7f00:1::1"]]},
+    "teredo.test": {"AAAA": [["2001:0:4136:e378:8000:63bf:80ff:fffe"]]},
+    "compat.test": {"AAAA": [["::7f00:1"]]},
+    "zero.test": {"A": [["0.0.0.0"]]},
+    "meta.test": {"A": [["169.254.169.254"]]},
+    "meta6.test": {"AAAA": [["fd00:ec2::254"]]},
+    "alibaba.test": {"A": [["100.100.100.200"]]},
+    "ten.test": {"A": [["10.0.0.1"]]},
+    "oneseventwo.test": {"A": [["172.16.0.1"]]},
+    "home.test": {"A": [["192.168.1.1"]]},
+    "cgnat.test": {"A": [["100.64.0.1"]]},
+    "bench.test": {"A": [["198.18.0.1"]]},
+    "ula.test": {"AAAA": [["fd12::1"]]},
+    "multicast.test": {"A": [["224.0.0.1"]]},
+    "broadcast.test": {"A": [["255.255.255.255"]]},
+    "own.test": {"A": [["8.8.4.4"]]},  # public, and this host's own
+    "empty.test": {},
+    "silent.test": {"silent": True},
+    **{f"n{n}.silent.test": {"silent": True} for n in range(12)},
+}
 _ASKED = itertools.count()
 
 
@@ -99,7 +134,7 @@ class Running:
 class Internet:
     """`names`: what the DNS server says, as in internet_servers.py. `folder`: for its certificate."""
 
-    def __init__(self, folder: Path, names: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, names: dict[str, Any] = NAMES) -> None:
         own = uuid.uuid4().hex[:8]
         self.inside, self.outside = f"crl-{own}-in", f"crl-{own}-out"
         self.resolver = Path("/etc/netns") / self.inside
@@ -125,6 +160,12 @@ class Internet:
         running = Running(namespace, command, cwd=cwd)
         self._running.append(running)
         return running
+
+    def entering(self) -> tuple[str, ...]:
+        """Put before a command, it runs inside, with that resolver. `ip netns exec` would hide the cgroups."""
+        bound = f"mount --bind {self.resolver}/resolv.conf /etc/resolv.conf"
+        enter = ("nsenter", f"--net=/run/netns/{self.inside}", "unshare", "--mount")
+        return (*enter, "sh", "-c", f'{bound} && exec "$@"', "sh")
 
     def close(self) -> None:
         for running in reversed(self._running):

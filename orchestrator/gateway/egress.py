@@ -20,7 +20,7 @@ from orchestrator.gateway.egress_dial import Resolve, SystemResolver, Unreachabl
 from orchestrator.gateway.egress_flow import CHUNK_BYTES, IDLE_S, Cut, Flow, Traffic
 from orchestrator.gateway.egress_http import Exchange
 from orchestrator.gateway.egress_inner import InnerRequest
-from orchestrator.gateway.egress_policy import Network, Policy, Refused, networks
+from orchestrator.gateway.egress_policy import Network, Policy, Refused, allowing, networks
 from orchestrator.gateway.egress_port import Head
 from orchestrator.gateway.egress_refusals import Refusals
 from orchestrator.gateway.egress_target import HTTP_PORT, check_host, plain_target, tunnel_target
@@ -141,7 +141,7 @@ class EgressProxy:
             await answer.instead(unreachable(flow.host, flow.port, str(no), body=answer.body))
         except (Cut, OSError) as broken:  # TimeoutError is an OSError: idle, or cut
             if flow.cut_why == _TAKEN_OFF:
-                refused = Refused(flow.host, flow.port, _TAKEN_OFF, f"--allow {flow.host}")
+                refused = Refused(flow.host, flow.port, _TAKEN_OFF, allowing(flow.host, flow.port))
             why = flow.cut_why or str(broken) or "it was idle for too long"
             if not refused:
                 await answer.instead(unreachable(flow.host, flow.port, why, status=CUT_STATUS, body=answer.body))

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Final
 
-from orchestrator.egress import Allowed, entry, host_name
+from orchestrator.egress import DEFAULT_PORTS, Allowed, entry, host_name
 from orchestrator.errors import BadInput
 from orchestrator.execution import Egress
 
@@ -123,8 +123,13 @@ class Policy:
             why = f"port {port} of it is not allowed, only {', '.join(map(str, ports))}"
         else:
             why = "it is not on this execution's allowlist" if self.allow else "this execution has no egress at all"
-        suffix = "" if port in (80, 443) else f":{port}"
-        raise Refused(name, port, why, f"--allow {name}{suffix}")
+        raise Refused(name, port, why, allowing(name, port))
+
+
+def allowing(host: str, port: int) -> str:
+    """How whoever owns the execution lets it there."""
+    entry_text = host if port in DEFAULT_PORTS else f"{host}:{port}"
+    return f"its owner can allow it with --allow {entry_text} (carrel run; carrel update, beside what is allowed)"
 
 
 def range_of(allowed: Allowed, host: str) -> tuple[int, ...]:

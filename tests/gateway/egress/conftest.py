@@ -14,46 +14,10 @@ from typing import Any
 
 import pytest
 
-from tests.internet import Internet, Running
+from tests.internet import NAMES, Internet, Running
 
 ROOT = Path(__file__).parents[3]
 LIMIT_S = 60.0
-
-#: What the DNS server outside says. The n-th question gets the n-th answer, the last one stays.
-NAMES: dict[str, Any] = {
-    "ok.test": {"A": [["203.0.113.10"]]},
-    "other.test": {"A": [["203.0.113.11"]]},
-    "a.wild.test": {"A": [["203.0.113.10"]]},
-    "public.test": {"A": [["93.184.215.14"]]},
-    "rebind-asyncio.test": {"A": [["203.0.113.10"], ["127.0.0.1"]]},
-    "rebind-uvloop.test": {"A": [["203.0.113.10"], ["127.0.0.1"]]},
-    "mixed.test": {"A": [["203.0.113.10", "127.0.0.1"]]},
-    "split.test": {"A": [["203.0.113.10"]], "AAAA": [["::1"]]},
-    "loop.test": {"A": [["127.0.0.1"]]},
-    "loop6.test": {"AAAA": [["::1"]]},
-    "mapped.test": {"AAAA": [["::ffff:127.0.0.1"]]},
-    "mappedmeta.test": {"AAAA": [["::ffff:169.254.169.254"]]},
-    "nat64.test": {"AAAA": [["64:ff9b::7f00:1"]]},
-    "sixtofour.test": {"AAAA": [["2002:7f00:1::1"]]},
-    "teredo.test": {"AAAA": [["2001:0:4136:e378:8000:63bf:80ff:fffe"]]},
-    "compat.test": {"AAAA": [["::7f00:1"]]},
-    "zero.test": {"A": [["0.0.0.0"]]},
-    "meta.test": {"A": [["169.254.169.254"]]},
-    "meta6.test": {"AAAA": [["fd00:ec2::254"]]},
-    "alibaba.test": {"A": [["100.100.100.200"]]},
-    "ten.test": {"A": [["10.0.0.1"]]},
-    "oneseventwo.test": {"A": [["172.16.0.1"]]},
-    "home.test": {"A": [["192.168.1.1"]]},
-    "cgnat.test": {"A": [["100.64.0.1"]]},
-    "bench.test": {"A": [["198.18.0.1"]]},
-    "ula.test": {"AAAA": [["fd12::1"]]},
-    "multicast.test": {"A": [["224.0.0.1"]]},
-    "broadcast.test": {"A": [["255.255.255.255"]]},
-    "own.test": {"A": [["8.8.4.4"]]},  # public, and this host's own
-    "empty.test": {},
-    "silent.test": {"silent": True},
-    **{f"n{n}.silent.test": {"silent": True} for n in range(12)},
-}
 
 
 @pytest.fixture(scope="module")
