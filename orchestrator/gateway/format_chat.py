@@ -84,11 +84,13 @@ class ChatFormat:
 
 
 def _usage(told: dict[str, Any]) -> ModelUsage:
-    cached = count(part(told.get("prompt_tokens_details")).get("cached_tokens"))
+    details = part(told.get("prompt_tokens_details"))
+    cached, kept = count(details.get("cached_tokens")), count(details.get("cache_write_tokens"))
     return ModelUsage(
-        input_tokens=max(0, count(told.get("prompt_tokens")) - cached),
+        input_tokens=max(0, count(told.get("prompt_tokens")) - cached - kept),
         output_tokens=count(told.get("completion_tokens")),  # those spent on reasoning are among them
         cache_read_tokens=cached,
+        cache_write_tokens=kept,
     )
 
 

@@ -70,11 +70,13 @@ class ResponsesFormat:
 
 
 def _usage(told: dict[str, Any]) -> ModelUsage:
-    cached = count(part(told.get("input_tokens_details")).get("cached_tokens"))
+    details = part(told.get("input_tokens_details"))
+    cached, kept = count(details.get("cached_tokens")), count(details.get("cache_write_tokens"))
     return ModelUsage(
-        input_tokens=max(0, count(told.get("input_tokens")) - cached),
+        input_tokens=max(0, count(told.get("input_tokens")) - cached - kept),
         output_tokens=count(told.get("output_tokens")),  # those spent on reasoning are among them
         cache_read_tokens=cached,
+        cache_write_tokens=kept,
     )
 
 

@@ -70,7 +70,7 @@ COMPLETION: dict[str, Any] = {
         "prompt_tokens": 20,
         "completion_tokens": 7,
         "total_tokens": 27,
-        "prompt_tokens_details": {"cached_tokens": 15},
+        "prompt_tokens_details": {"cached_tokens": 11, "cache_write_tokens": 4},
         "completion_tokens_details": {"reasoning_tokens": 3},
     },
 }
@@ -117,15 +117,15 @@ RESPONSE: dict[str, Any] = {
     "usage": {
         "input_tokens": 20,
         "output_tokens": 7,
-        "input_tokens_details": {"cached_tokens": 15},
+        "input_tokens_details": {"cached_tokens": 11, "cache_write_tokens": 4},
         "output_tokens_details": {"reasoning_tokens": 3},
     },
 }
 RICH = {M: MESSAGE, C: COMPLETION, R: RESPONSE}
 USAGE = {
     M: ModelUsage(5, 7, cache_read_tokens=11, cache_write_tokens=13),
-    C: ModelUsage(5, 7, cache_read_tokens=15),
-    R: ModelUsage(5, 7, cache_read_tokens=15),
+    C: ModelUsage(5, 7, cache_read_tokens=11, cache_write_tokens=4),
+    R: ModelUsage(5, 7, cache_read_tokens=11, cache_write_tokens=4),
 }
 
 
