@@ -70,7 +70,11 @@ class SystemResolver:
         try:
             async with asyncio.timeout(self._limit_s):
                 await self._free.acquire()
-                threading.Thread(target=look_up, name="egress-resolve", daemon=True).start()
+                try:
+                    threading.Thread(target=look_up, name="egress-resolve", daemon=True).start()
+                except RuntimeError as none_left:  # the machine gives no more threads
+                    self._free.release()
+                    raise Unreachable(f"its name cannot be resolved ({none_left})") from None
                 return await answer
         except TimeoutError:
             raise Unreachable(f"its name was not resolved within {self._limit_s:g} s") from None
