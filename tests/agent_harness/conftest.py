@@ -16,12 +16,17 @@ from tests.contracts.redis_store import Store
 
 
 @pytest.fixture
-async def front(redis_url: str, installation: str, short_dir: Path) -> AsyncIterator[Front]:
+async def front(store: Store, short_dir: Path) -> AsyncIterator[Front]:
+    async with fronted(store, short_dir) as one:
+        yield one
+
+
+@pytest.fixture
+async def store(redis_url: str, installation: str) -> AsyncIterator[Store]:
     server, keys = Server(redis_url), Keys(installation)
     history = RedisHistory(server, keys)
     try:
-        async with fronted(Store(server, keys, RedisExecutions(server, keys), history), short_dir) as one:
-            yield one
+        yield Store(server, keys, RedisExecutions(server, keys), history)
     finally:
         await history.aclose()
         await server.aclose()

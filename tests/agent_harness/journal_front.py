@@ -4,6 +4,7 @@ the outlet would be, a line that fails as a test says: answers in the gateway's 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -13,6 +14,7 @@ from urllib.parse import urlsplit
 
 from orchestrator.clock import SystemClock
 from orchestrator.events import Entry
+from orchestrator.execution import Budget, Limits
 from orchestrator.gateway.unix import UnixGateway, UnixGateways
 from orchestrator.history import Lease
 from orchestrator.intents import Decision
@@ -31,6 +33,7 @@ class Front:
     environment: dict[str, str]
     faults: list[int | str] = field(default_factory=list)
     asked: list[str] = field(default_factory=list)
+    serving: set[asyncio.Task[None]] = field(default_factory=set)
 
     @property
     def port(self) -> int:
@@ -46,37 +49,54 @@ class Front:
         self.gateway.update(await self.store.executions.get(self.lease.execution_id))
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self.serving.add(task)
         try:
-            head = await reader.readuntil(b"\r\n\r\n")
-            lines = head.decode().split("\r\n")
-            length = next((int(line[15:]) for line in lines if line.lower().startswith("content-length:")), 0)
-            body = await reader.readexactly(length)
-            self.asked.append(lines[0].rpartition(" ")[0])
-            fault = self.faults.pop(0) if self.faults else ""
-            if fault == "hang up":
-                return
-            if isinstance(fault, int):
-                said = json.dumps({"error": {"code": "unavailable", "message": "the store is away"}}).encode()
-                answer = b"HTTP/1.1 %d X\r\nContent-Length: %d\r\n\r\n" % (fault, len(said)) + said
-            else:
-                from_gateway, to_gateway = await asyncio.open_unix_connection(self.at)
-                to_gateway.write(head + body)
-                answer = await from_gateway.read()
-                to_gateway.close()
-            writer.write(answer[: -len(answer) // 3] if fault == "half" else answer)
-            await writer.drain()
+            await self._exchange(reader, writer)
+        except (ConnectionError, asyncio.IncompleteReadError):
+            return  # a client that was killed
         finally:
             writer.close()
+            with contextlib.suppress(ConnectionError):
+                await writer.wait_closed()
+            self.serving.discard(task)
+
+    async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        lines = head.decode().split("\r\n")
+        length = next((int(line[15:]) for line in lines if line.lower().startswith("content-length:")), 0)
+        body = await reader.readexactly(length)
+        self.asked.append(lines[0].rpartition(" ")[0])
+        fault = self.faults.pop(0) if self.faults else ""
+        if fault == "hang up":
+            return
+        if isinstance(fault, int):
+            said = json.dumps({"error": {"code": "unavailable", "message": "the store is away"}}).encode()
+            answer = b"HTTP/1.1 %d X\r\nContent-Length: %d\r\n\r\n" % (fault, len(said)) + said
+        else:
+            from_gateway, to_gateway = await asyncio.open_unix_connection(self.at)
+            try:
+                to_gateway.write(head + body)
+                answer = await from_gateway.read()
+            finally:
+                to_gateway.close()
+                with contextlib.suppress(ConnectionError):
+                    await to_gateway.wait_closed()
+        writer.write(answer[: -len(answer) // 3] if fault == "half" else answer)
+        await writer.drain()
 
 
 @asynccontextmanager
-async def fronted(store: Store, folder: Path) -> AsyncIterator[Front]:
-    lease = await store.running()
+async def fronted(
+    store: Store, folder: Path, policy: ModelPolicy | None = None, budget: Budget | None = None
+) -> AsyncIterator[Front]:
+    lease = await store.running(limits=Limits(budget=budget or Budget()))
 
     async def tell(entry: Entry) -> None:
         raise AssertionError(f"no event of the gateway's own is expected: {entry}")
 
-    async with UnixGateways(ModelPolicy(), store.calls, store.intents, SystemClock(), b"s" * 32) as gateways:
+    async with UnixGateways(policy or ModelPolicy(), store.calls, store.intents, SystemClock(), b"s" * 32) as gateways:
         execution = await store.executions.get(lease.execution_id)
         at = folder / "gateway.sock"
         gateway = await gateways.open(lease, execution, at, tell=tell, held=lambda: True)
@@ -89,3 +109,5 @@ async def fronted(store: Store, folder: Path) -> AsyncIterator[Front]:
         finally:
             server.close()
             await gateway.close(grace_s=0)
+            while front.serving:
+                await asyncio.wait(set(front.serving))

@@ -49,12 +49,10 @@ class Watch:
 
     def check(self) -> None:
         """After each life."""
-        requests = [
-            (r["headers"].get("idempotency-key") or r["headers"]["Idempotency-Key"]) for r in self._at.requests()
-        ]
-        again = [key for key in requests[self._asked :] if key in self._answered]
+        keys = [key for key, _ in self._requests()]
+        again = [key for key in keys[self._asked :] if key in self._answered]
         assert not again, "asked again for an answer that was written down"
-        self._asked = len(requests)
+        self._asked = len(keys)
         for record in self._at.journal() if (self._at.state / "journal.jsonl").exists() else ():
             if record["type"] == "model" and record["state"] == "answered":
                 self._answered.add(f"m{record['n']}")
@@ -62,10 +60,18 @@ class Watch:
     def bodies(self) -> None:
         """A request that was asked again was the same one, to the byte."""
         by_key: dict[str, set[str]] = {}
-        for request in self._at.requests():
-            key = request["headers"].get("idempotency-key") or request["headers"]["Idempotency-Key"]
-            by_key.setdefault(key, set()).add(json.dumps(request["body"]))
+        for key, body in self._requests():
+            by_key.setdefault(key, set()).add(body)
         assert {key: len(bodies) for key, bodies in by_key.items()} == dict.fromkeys(by_key, 1)
+
+    def _requests(self) -> list[tuple[str, str]]:
+        """Key and body of each; a gateway keeps the keys to itself."""
+        found = []
+        for request in self._at.requests():
+            headers = {name.lower(): value for name, value in request["headers"].items()}
+            if "idempotency-key" in headers:
+                found.append((headers["idempotency-key"], json.dumps(request["body"])))
+        return found
 
 
 def lives(at: Desk, dice: random.Random, watch: Watch, *, everything: bool) -> int:
