@@ -45,6 +45,7 @@ class Transcript:
         self._wanted = {output.DESCRIPTORS[stream] for stream in streams}
         self._colour = colour
         self._open: tuple[str, str] | None = None  # (kind, message) of the words whose line has no end yet
+        self._held: list[str] = []  # what people said in the middle of such a line
         self._told: dict[str, tuple[str, str, str]] = {}  # kind → message, its text as it is now, as it was shown
         self._lines: dict[str, int] = {}  # lines of output shown, by call
         self._last_words = ""  # since the last call
@@ -122,11 +123,18 @@ class Transcript:
         self._put(1 if kind == "message" else 2, _readable(text), "2" if kind == "thought" else "")
         if text.endswith("\n"):
             self._open = None
+            self._hear_held()
 
     def _end_line(self) -> None:
         if self._open is not None:
             self._put(1 if self._open[0] == "message" else 2, "\n")
             self._open = None
+            self._hear_held()
+
+    def _hear_held(self) -> None:
+        held, self._held = self._held, []
+        for line in held:
+            self._line(line, "1")
 
     def _result(self, data: Mapping[str, Any]) -> None:
         self._end_line()
@@ -144,7 +152,9 @@ class Transcript:
         self._line(f"  → carrel send {self._name} '…'", "2")
 
     def _said(self, data: Mapping[str, Any]) -> None:
-        self._line(f"> {console.printable(_text(data), most=400)}", "1")
+        self._held.append(f"> {console.printable(_text(data), most=400)}")
+        if self._open is None:  # a word of the model's is not cut in two by what somebody else says
+            self._hear_held()
 
     def _plan(self, data: Mapping[str, Any]) -> None:
         entries = data.get("entries")

@@ -39,6 +39,16 @@ def test_words_go_out_as_they_come_and_a_line_is_ended_before_something_else() -
     assert err == "· hm well\n$ ls\n  echo x\n"
 
 
+def test_what_somebody_says_waits_for_the_end_of_a_word() -> None:
+    _, err = read(
+        event("agent_thought_chunk", text="it comes in per"),
+        event("message.accepted", source="platform", n=1, id="x", text="hello"),
+        event("agent_thought_chunk", text="cent"),
+        event("tool_call", id="1", name="bash", arguments={"command": "ls"}),
+    )
+    assert err == "· it comes in percent\n> hello\n$ ls\n"
+
+
 def test_what_was_told_again_after_a_broken_answer_begins_a_line() -> None:
     out, _ = read(
         event("agent_message_chunk", message="m1", at=0, text="I will "),
