@@ -24,7 +24,7 @@ from orchestrator.history import Lease
 logger = logging.getLogger(__name__)
 
 OPEN_LIMIT_S: Final = 1.0  # so long a start waits for it to listen; then it goes on without
-CLOSE_LIMIT_S: Final = 5.0  # beyond its grace, before it is left behind as it is
+CLOSE_LIMIT_S: Final = 15.0  # beyond its grace, before it is left behind as it is
 _FIRST_WAIT_S: Final = 0.05
 _LAST_WAIT_S: Final = 2.0
 _AT_ONCE: Final = 256
