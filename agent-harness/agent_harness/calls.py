@@ -25,6 +25,7 @@ from agent_harness import wrapper
 
 _STARTED: list[subprocess.Popen[bytes]] = []  # by this life, to be reaped when they end
 WRAPPER = Path(wrapper.__file__)
+SHORTENED_BYTES = 64 * 1024  # of an old output, its beginning
 BEGIN_S = 10.0  # at most, for a wrapper to begin: 30 ms where nothing is wrong
 #: So that nothing waits for a key to be pressed, and no output is a drawing.
 QUIET = {
@@ -159,3 +160,20 @@ class Call:
             return pid if said["started"] and wrapper.started(pid) == said["started"] else 0
         except (OSError, ValueError, KeyError, TypeError):
             return 0
+
+
+def trim(calls: Path, limit_bytes: int) -> None:
+    """Shorten the oldest outputs of commands that are over until all together take no more."""
+    found = []
+    for folder in calls.iterdir():
+        with contextlib.suppress(OSError):
+            at = (folder / "out").stat()
+            found.append((at.st_mtime, at.st_size, folder))
+    total = sum(size for _, size, _ in found)
+    for _, size, folder in sorted(found):
+        if total <= limit_bytes:
+            return
+        if size > SHORTENED_BYTES and (folder / "rc").exists():
+            with contextlib.suppress(OSError):
+                os.truncate(folder / "out", SHORTENED_BYTES)
+                total -= size - SHORTENED_BYTES

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from agent_harness import replay
-from agent_harness.calls import Call, Ending
+from agent_harness.calls import Call, Ending, trim
 from agent_harness.conversation import Call as Asked
 from agent_harness.conversation import Conversation
 from agent_harness.intents import Begun, IntentError
@@ -22,12 +22,13 @@ from agent_harness.journal import Journal, Record
 from agent_harness.ledger import Ledger, digest_of_call, new_run
 from agent_harness.output import readable, since, view
 from agent_harness.replay import HARMLESS, Rule
-from agent_harness.signals import Signals
+from agent_harness.signals import Interrupted, Signals
 from agent_harness.speak import Voice
 from agent_harness.tools import bash, files
 from agent_harness.tools.shape import Done, ToolError
 
 KILL_S = 0.8  # how long the end of a killed command is waited for
+KEPT_BYTES = 1 << 30  # of all outputs together; the oldest are shortened
 WATCH_S = 1.0  # how often people see what a command printed
 WATCHED_BYTES = 64 * 1024  # of one command; the rest is in its file
 
@@ -134,6 +135,7 @@ class Deeds:
 
     def _done(self, call: Call, ending: Ending, intent: Record) -> Done:
         text = bash.ended_text(call, ending, intent["timeout_s"])
+        trim(self._calls, KEPT_BYTES)
         now = call.cwd()
         if now is None or str(now) == intent["cwd"]:
             return Done(text, ok=ending.code == 0)
@@ -171,14 +173,24 @@ class Deeds:
         if action == "kill":
             call.kill()
             wait_s = max(wait_s, KILL_S)
-        ending = self._watch(key, call, wait_s)
+        try:
+            ending = self._watch(key, call, wait_s)
+        except Interrupted:  # what is waited for is what a person means
+            self._signals.interrupted = False
+            call.kill()
+            self._job_over(key, intent, call, call.wait(KILL_S))
+            raise
         if ending is None and call.alive():
             return Done(bash.running_text(call, key))
+        done = self._job_over(key, intent, call, ending)
+        return Done(done.text, ok=done.ok)
+
+    def _job_over(self, key: str, intent: Record, call: Call, ending: Ending | None) -> Done:
         done = self._job_end(key, intent, call, ending)
-        if key in conversation.running:
+        if key in self._conversation.running:
             self._journal.append("tool_result", id=key, **{**done.fields(), "state": "late"})
             self._voice.say("tool_call_update", id=key, status=done.fields()["status"])
-        return Done(done.text, ok=done.ok)
+        return done
 
     def look_after_jobs(self) -> None:
         """Those that have ended since: told to the model, once."""

@@ -22,6 +22,7 @@ from agent_harness.sse import Events
 
 SILENCE_S = 900.0  # of a stream, or before it: models think long, and a budget may hold a call
 PAUSE_S, PAUSE_MAX_S = 0.25, 30.0
+CHUNK_CHARS = 16_000  # of one event
 FLUSH_S = 0.1  # pieces are gathered so long: an event each would be thousands
 _AGAIN = {408, 409, 425, 429}
 _CONFIGURATION = {401, 403, 404}
@@ -212,7 +213,8 @@ class Saying:
                 continue
             at = len(told) if now.startswith(told) else 0
             self._told[kind] = now
-            if self._voice is not None:
-                event = "agent_thought_chunk" if kind == "thought" else "agent_message_chunk"
-                self._voice.say(event, message=self._message, at=at, text=now[at:])
+            event = "agent_thought_chunk" if kind == "thought" else "agent_message_chunk"
+            for start in range(at, len(now), CHUNK_CHARS):
+                if self._voice is not None:
+                    self._voice.say(event, message=self._message, at=start, text=now[start : start + CHUNK_CHARS])
         self._flushed_at = time.monotonic()

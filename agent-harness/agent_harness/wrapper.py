@@ -195,6 +195,7 @@ def start(ask: dict, folder: str) -> tuple[int, int, int]:  # type: ignore[type-
     terminal = bool(ask["tty"])
     if terminal:
         ours, theirs = os.openpty()
+        os.set_blocking(ours, False)
         source = ours
     else:
         ours = -1
@@ -293,7 +294,9 @@ def main(folder: str) -> None:
                 os.read(wake, 512)
             elif fd == typed:
                 _type(typed, keyboard)
-            elif data := _read(source):
+            elif (data := _read(source)) is None:
+                continue
+            elif data:
                 output.add(data)
                 quiet_at = time.monotonic() + _SETTLE_S if tree.code is not None else 0.0
             else:
@@ -302,14 +305,18 @@ def main(folder: str) -> None:
         tree.reap()
 
 
-def _read(fd: int) -> bytes:
+def _read(fd: int) -> bytes | None:
+    """None: nothing now. Empty: nothing ever again."""
     try:
         return os.read(fd, 1 << 16)
+    except BlockingIOError:
+        return None
     except OSError:  # EIO: a terminal nobody holds any more
         return b""
 
 
 def _type(typed: int, keyboard: int) -> None:
+    """What a terminal has no room for is lost, as on any terminal: waiting for it would deafen us to SIGTERM."""
     try:
         os.write(keyboard, os.read(typed, 4096))
     except OSError:

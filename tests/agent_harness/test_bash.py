@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from agent_harness.calls import SHORTENED_BYTES, trim
 from tests.agent_harness.desk import PROGRAM, Desk, bash, eventually, use
 
 Build = Callable[..., Desk]
@@ -227,3 +228,28 @@ def test_a_fork_bomb_is_ended_and_the_loop_goes_on(short_dir: Path) -> None:
             with contextlib.suppress(OSError):
                 if entry.name.isdigit() and entry.stat().st_uid == uid:
                     os.kill(int(entry.name), signal.SIGKILL)
+
+
+def test_a_terminal_nobody_reads_does_not_deafen_the_wrapper(desk: Build) -> None:
+    at = desk(
+        bash("stty raw; sleep 1000", tty=True, wait_s=0.3, timeout_s=2000),
+        use("job", id="1.0", action="type", text="x" * 60_000, wait_s=0),
+        use("job", id="1.0", action="kill"),
+        {"text": "Done."},
+    )
+    assert at.run() == 0
+    assert "it was killed" in at.text("3.0")
+    eventually(lambda: not at.wrappers())
+
+
+def test_old_outputs_are_shortened_before_they_fill_the_disk(tmp_path: Path) -> None:
+    for number in range(5):
+        folder = tmp_path / f"{number}.0"
+        folder.mkdir()
+        (folder / "out").write_bytes(b"x" * 1_000_000)
+        os.utime(folder / "out", (number, number))
+        if number != 1:  # one still runs
+            (folder / "rc").touch()
+    trim(tmp_path, 3_500_000)
+    sizes = [(tmp_path / f"{number}.0" / "out").stat().st_size for number in range(5)]
+    assert sizes == [SHORTENED_BYTES, 1_000_000, SHORTENED_BYTES, 1_000_000, 1_000_000]

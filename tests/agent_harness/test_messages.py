@@ -243,3 +243,19 @@ def test_a_fork_with_a_task_of_its_own_goes_on_from_there(desk: Build) -> None:
     assert at.run(EXECUTION_ID="exe_fork", TASK="Now something new.", EXECUTION_RESUMED="1") == 0
     assert at.result()["text"] == "You said Now something new."
     assert "Do it." in at.said_to_model()
+
+
+def test_an_interrupt_while_a_job_is_polled_ends_the_job(desk: Build) -> None:
+    at = desk(
+        bash("sleep 1000", wait_s=0, timeout_s=2000),
+        use("job", id="1.0", action="poll", wait_s=1000),
+        {"text": "You said {{said}}"},
+    )
+    at.start()
+    at.wait_for("tool_call", lambda event: event["id"] == "2.0")
+    at.signal(signal.SIGINT)
+    at.wait_for("ask")
+    eventually(lambda: not at.wrappers())
+    at.say("Stop that.", id="m-1")
+    assert at.end() == 0
+    assert at.result()["text"] == "You said Stop that."

@@ -63,7 +63,8 @@ def _input(item: Item) -> list[dict[str, Any]]:
     if item["role"] == "tool":
         return [{"type": "function_call_output", "call_id": item["id"], "output": item["text"] or NOTHING}]
     said = [part for block in item["blocks"] if (part := _part(block)) is not None]
-    return said or [_text(NOTHING)]
+    # Reasoning without what it led to is refused.
+    return said if any(part.get("type") != "reasoning" for part in said) else [*said, _text(NOTHING)]
 
 
 def _part(block: Block) -> dict[str, Any] | None:
