@@ -21,6 +21,7 @@ BENCHES = {
     "events": throughput.events,
     "viewers": throughput.viewers,
     "init": init.init,
+    "gateway": gateway.gateway,
     "outlet": outlet.outlet,
 }
 
