@@ -144,8 +144,9 @@ async def _call(dial: Dial, number: int, deltas: int, context_bytes: int) -> tup
     return first_ms, taken_s, size
 
 
-async def gateway(_: Site) -> list[Figure]:
-    """`gateway_first_byte`: a small request, and one of 200 kB as agents send them; `gateway_stream`."""
+async def gateway(here: Site) -> list[Figure]:
+    """`gateway_first_byte`: a small request, and one of 200 kB as agents send them; `gateway_stream`. Needs nothing of
+    the site."""
     folder = Path(tempfile.mkdtemp(prefix="crl-", dir="/tmp"))
     started: list[asyncio.subprocess.Process] = []
 
