@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help run demo check test test-all conformance test-faults test-security soak fuzz profile bench image lock node clean uninstall
+.PHONY: help run demo check test test-all conformance test-faults test-security test-agents soak fuzz profile bench image lock node clean uninstall
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -29,6 +29,9 @@ conformance:  ## the Durable Streams suite against a live server; last line: N p
 test-faults:  ## workers, api, store and lines killed at random (SEED= KILLS= EXECUTIONS= LINES=)
 	@.ci/test-faults
 
+test-agents:  ## Claude Code, Codex, pi and mini-swe-agent, out of their registries, at work on a real project
+	@.ci/test all tests/agents
+
 test-security:  ## the attacks on a sandbox and on what it leaves
 	@.ci/test tests/security
 
@@ -44,8 +47,8 @@ profile:  ## one bench (ONLY=events) on a server under cProfile; build/serve.pst
 bench:  ## figures beside a bare Docker or Redis of the same run (ONLY=name,…); build/bench.json
 	@.ci/setup python engine image && CARREL_IMAGE=$$(cat build/image) PYTHONPATH=.:sandbox-image:agent-harness build/venv/bin/python -m tests.bench
 
-image:  ## the sandbox image, on Debian (BASE=image: on that one)
-	@.ci/setup python engine image
+image:  ## the sandbox image, on Debian (BASE=image: on that one); HARNESS="claude codex pi mini-swe-agent": theirs too
+	@.ci/setup python engine image harness
 
 clean:  ## remove our containers (INSTALLATION=default) and all that was built here
 	@.ci/clean

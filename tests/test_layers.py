@@ -99,7 +99,7 @@ ROOMS = {
     "adapters": Room(("adapters",)),
     "which adapter": Room(("adapters.__main__",), ("adapters", "adapters of mini")),
     # Loaded by mini-swe-agent, in its own interpreter.
-    "adapters of mini": Room(("adapters.mini", "adapters.mini_class"), ("adapters",), ("minisweagent",)),
+    "adapters of mini": Room(("adapters.mini", "adapters.mini_class"), ("adapters",), ("minisweagent", "litellm")),
     "scripted_model": Room(("scripted_model",)),
 }
 

@@ -35,7 +35,10 @@ def run() -> int:
     os.environ.update(MSWEA_CONFIGURED="true", MSWEA_COST_TRACKING="ignore_errors", MSWEA_SILENT_STARTUP="1")
     os.environ.update(MSWEA_GLOBAL_CONFIG_DIR=str(folder), LITELLM_LOCAL_MODEL_COST_MAP="True")
     try:
+        import litellm
         from minisweagent.run.mini import app
+
+        litellm.suppress_debug_info = True  # advertisements on stdout
     except ImportError as missing:
         stage.voice.say("error", text=f"{missing}; is this the image of `carrel image build --harness {NAME}`?")
         return 78

@@ -164,7 +164,9 @@ async def _listens(folder: Path) -> bool:
 
 
 def _image_missing(image: str) -> ImageMissing:
-    return ImageMissing(f"image {image} is not on this host: `carrel image build`, or `docker pull` it", image=image)
+    harness = image.partition(":")[0].removeprefix("carrel/sandbox-")
+    build = f"carrel image build --harness {harness}" if image.startswith("carrel/sandbox-") else "carrel image build"
+    return ImageMissing(f"image {image} is not on this host: `{build}`, or `docker pull` it", image=image)
 
 
 def _not_started(error: Refused, spec: SandboxSpec) -> CarrelError:

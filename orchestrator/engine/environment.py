@@ -80,7 +80,9 @@ def environment_of(
         contract["DEADLINE"] = _rfc3339(execution.deadline_at)
     usual = {"PATH": PATH, "HOME": HOME, "USER": "agent", "LANG": "C.UTF-8", "TERM": "dumb"}
     values = _placeholders(execution, gateway)
-    declared = {name: fill(text, values) for name, text in harness_of(spec).env.items()}
+    harness = harness_of(spec)
+    declared = {"MODEL_API": harness.api} if harness.api and gateway else {}
+    declared |= {name: fill(text, values) for name, text in harness.env.items()}
     return {**usual, **gateway, **declared, **spec.env, **contract}
 
 

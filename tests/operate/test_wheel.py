@@ -79,8 +79,10 @@ def test_it_builds_the_same_image_as_the_checkout(wheel: Path, tmp_path: Path) -
             [
                 sys.executable,
                 "-c",
-                "import runpy, sys; print(runpy.run_path(sys.argv[1])['digest']('b'))",
-                folder / "build",
+                "import runpy, sys; sys.path.insert(0, sys.argv[1]); its = runpy.run_path(sys.argv[1] + '/build');"
+                "import harness_image; files = [its['context_files'](), *map(harness_image._files, its['known']())];"
+                "print([its['digest']('b', one) for one in files])",
+                folder,
             ],
             cwd="/",
             capture_output=True,
