@@ -6,6 +6,8 @@ when there is little, and much goes in few calls. Knows which transition belongs
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -14,13 +16,15 @@ from typing import Final
 from orchestrator.engine.crash_point import crash_point
 from orchestrator.engine.ending import EXIT_WAITING
 from orchestrator.engine.reading import BATCH_BYTES, BATCH_ENTRIES, Batch, Exit, Reading
-from orchestrator.engine.scribe import Scribe
-from orchestrator.errors import LinkError
+from orchestrator.engine.scribe import FIRST_WAIT_S, LAST_WAIT_S, Scribe
+from orchestrator.errors import LinkError, StoreUnavailable
 from orchestrator.events import Entry
 from orchestrator.execution import Execution
-from orchestrator.history import Change, History, Spooled
+from orchestrator.history import Change, History, Message, Spooled
 from orchestrator.lifecycle import ExecutionState, Trigger
 from orchestrator.link import Frame, OwnerLink
+
+logger = logging.getLogger(__name__)
 
 _INBOX_PAGE: Final = 1000
 
@@ -109,13 +113,25 @@ class Relay:
         reading = self.reading
         after = reading.consumed
         while after < reading.delivered:
-            messages = await self._history.inbox(self._execution_id, after, limit=_INBOX_PAGE)
+            messages = await self._messages(after)
             if not messages:
                 break
             for message in messages:
                 reading.know(message.id, message.n)
             after = messages[-1].n
         reading.informed = True
+
+    async def _messages(self, after: int) -> list[Message]:
+        """Again and again while the store does not answer: the frames that need them are off the line already, and
+        init sends none twice."""
+        wait_s = FIRST_WAIT_S
+        while True:
+            try:
+                return await self._history.inbox(self._execution_id, after, limit=_INBOX_PAGE)
+            except StoreUnavailable as away:
+                logger.warning("the store does not answer; holding", extra={"why": str(away), "again_in_s": wait_s})
+            await asyncio.sleep(wait_s)
+            wait_s = min(wait_s * 2, LAST_WAIT_S)
 
 
 def trigger_of(end: Exit) -> Trigger:

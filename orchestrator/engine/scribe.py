@@ -19,8 +19,8 @@ from orchestrator.lifecycle import ExecutionState, Trigger, advance
 
 logger = logging.getLogger(__name__)
 
-_FIRST_WAIT_S: Final = 0.02
-_LAST_WAIT_S: Final = 1.0
+FIRST_WAIT_S: Final = 0.02
+LAST_WAIT_S: Final = 1.0
 
 
 class Scribe:
@@ -52,7 +52,7 @@ class Scribe:
             self.attempt, self.src = change.attempt, 0
         if change is not None and change.unowned:
             self.giving_up = True
-        wait_s = _FIRST_WAIT_S
+        wait_s = FIRST_WAIT_S
         while True:
             try:
                 done = await self._history.append(
@@ -64,7 +64,7 @@ class Scribe:
             except Closed as closed:
                 raise Fenced(f"the history was ended by somebody else: {closed}", epoch=0) from None
             await asyncio.sleep(wait_s)
-            wait_s = min(wait_s * 2, _LAST_WAIT_S)
+            wait_s = min(wait_s * 2, LAST_WAIT_S)
         self.state, self.tail, self.src = done.state, done.tail, done.src
         return done
 
