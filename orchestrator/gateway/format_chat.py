@@ -51,6 +51,10 @@ class ChatFormat:
     def reading(self) -> ChatReading:
         return ChatReading()
 
+    def status(self, event: SseEvent) -> int:
+        code = part(load(event.data).get("error")).get("code")
+        return code if isinstance(code, int) and 400 <= code < 600 else 500
+
     def usage(self, body: dict[str, Any]) -> ModelUsage | None:
         told = part(body.get("usage"))
         return _usage(told) if told else None

@@ -13,6 +13,17 @@ from orchestrator.calls import ModelUsage
 from orchestrator.gateway.format_port import Seen, Text, count, dump, load, part, parts
 from orchestrator.gateway.sse import SseEvent, written
 
+#: Source: Anthropic's API reference, "Errors".
+_STATUS: Final = {
+    "invalid_request_error": 400,
+    "authentication_error": 401,
+    "permission_error": 403,
+    "not_found_error": 404,
+    "request_too_large": 413,
+    "rate_limit_error": 429,
+    "timeout_error": 504,
+    "overloaded_error": 529,
+}
 _DELTA_FRAME_BYTES: Final = 70  # of a delta's JSON around its text
 #: What a block says in deltas: the block's field, and the delta's type and field for it.
 _IN_DELTAS: Final = {
@@ -53,6 +64,9 @@ class MessagesReading:
 class MessagesFormat:
     def reading(self) -> MessagesReading:
         return MessagesReading()
+
+    def status(self, event: SseEvent) -> int:
+        return _STATUS.get(str(part(load(event.data).get("error")).get("type")), 500)
 
     def usage(self, body: dict[str, Any]) -> ModelUsage | None:
         told = part(body.get("usage"))

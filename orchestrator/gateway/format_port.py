@@ -41,6 +41,10 @@ class Format(Protocol):
 
     def reading(self) -> StreamReading: ...
 
+    def status(self, event: SseEvent) -> int:
+        """The HTTP status that an event of Seen.ERROR would have been, had it come in time, with its data as the body;
+        0: its data is no such body."""
+
     def usage(self, body: dict[str, Any]) -> ModelUsage | None:
         """What a JSON answer says it cost; None: it does not say."""
 

@@ -40,6 +40,9 @@ class ResponsesFormat:
     def reading(self) -> ResponsesReading:
         return ResponsesReading()
 
+    def status(self, event: SseEvent) -> int:
+        return 0  # an event's error has another shape than an answer's
+
     def usage(self, body: dict[str, Any]) -> ModelUsage | None:
         told = part(body.get("usage"))
         return _usage(told) if told else None

@@ -24,6 +24,7 @@ from orchestrator.gateway.exchange import Exchange
 from orchestrator.gateway.headers import upward
 from orchestrator.gateway.journal_routes import BODY_BYTES, JournalRoutes, as_json, spend_shown
 from orchestrator.gateway.listing import listed, models, one
+from orchestrator.gateway.pace import Pace
 from orchestrator.gateway.refusals import Refused, Tongue
 from orchestrator.gateway.room import Holding, Room
 from orchestrator.gateway.routes import Kind, Route, route, tongue_of
@@ -56,6 +57,7 @@ class Front:
         *,
         slots: Slots,
         room: Room,
+        pace: Pace,
         tell: Tell,
         held: Callable[[], bool],
     ) -> None:
@@ -70,6 +72,7 @@ class Front:
         self._egress = egress
         self._slots = slots
         self._room = room
+        self._pace = pace
         self._tell = tell
         self._held = held
         self._open = 0
@@ -157,8 +160,8 @@ class Front:
         model = ""
         try:
             raw = await self._body(exchange, head, holding)
-            request = model_request(found.api, found.path, raw, key=head.header("idempotency-key"))
-            del raw
+            api, path, key = found.api, found.path, head.header("idempotency-key")
+            request = await self._pace.take(len(raw), lambda: model_request(api, path, raw, key=key))
             model = request.model
             provider = self._provider(request.api, model, request.body)
             ask = _ask(provider, request.api, head, found, request.sent)
@@ -189,10 +192,10 @@ class Front:
         holding = Holding(self._room)
         try:
             raw = await self._body(exchange, head, holding)
-            body = parsed(raw)
+            body, sent = await self._pace.take(len(raw), lambda: _read(raw))
             provider = self._provider(found.api, model_of(body), body)
             gone = exchange.watch()
-            ask = _ask(provider, found.api, head, found, written(body))
+            ask = _ask(provider, found.api, head, found, sent)
             async with (
                 self._slots.one(_done(gone)),
                 self._upstream.answer(ask, wanted=lambda: not gone.done()) as answered,
@@ -272,6 +275,11 @@ class Front:
         finally:
             holding.release()
         await exchange.answer(200, _JSON, as_json(said))
+
+
+def _read(raw: bytes) -> tuple[dict[str, Any], bytes]:
+    body = parsed(raw)
+    return body, written(body)
 
 
 def _ask(provider: Provider, api: ModelApi, head: Head, found: Route, body: bytes) -> Ask:

@@ -67,8 +67,7 @@ def told_again(headers: Mapping[str, str]) -> dict[str, str]:
 
 
 class KeyKeeper:
-    """Takes a provider's secrets out of what it says. A piece of an answer that ends with the beginning of one is
-    the caller's care: it gives whole events and whole bodies.
+    """Takes a provider's secrets out of what it says: whole events, whole bodies, or what `split` lets go.
 
     A key for a server that wants none is often a word, "ollama" or "not-needed", which an answer may well contain: out
     of answers only what is long enough to be a secret is taken, out of errors and headers more."""
@@ -85,6 +84,12 @@ class KeyKeeper:
             if secret in data:
                 data = data.replace(secret, MASK)
         return data
+
+    def split(self, data: bytes) -> tuple[bytes, bytes]:
+        """What may go on, clean; and the end that may yet be the beginning of a secret."""
+        clean = self.clean(data)
+        kept = max((len(secret) for secret in self._secrets), default=1) - 1
+        return clean[: len(clean) - kept], clean[len(clean) - kept :]
 
     def clean_error(self, data: bytes) -> bytes:
         for word in self._words:

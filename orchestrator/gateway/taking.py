@@ -63,6 +63,12 @@ async def _stream(
         ready: list[tuple[list[bytes], bool]] = []
         for event in events:
             seen = reading.see(event)
+            if seen is Seen.ERROR and not flight.opened.done() and not ready and (status := form.status(event)):
+                # Nothing was passed on: the client gets the status that this error has, and may ask again by it.
+                await settle.finish(None, ModelUsage(), {**facts, "status": status})
+                flight.open(Failed(status, _as_json(answered), keeper.clean_error(event.data)))
+                flight.land(None)
+                return
             if seen is Seen.LAST:
                 last = event
                 break
@@ -90,6 +96,10 @@ async def _stream(
             await _drain(answered)
             return
     raise Broken("it ended without its mark")
+
+
+def _as_json(answered: Answered) -> dict[str, str]:
+    return {**answered.headers, "content-type": "application/json"}
 
 
 def _events(splitter: Splitter, chunk: bytes) -> list[SseEvent]:
@@ -140,6 +150,22 @@ async def _drain(answered: Answered) -> None:
         pass  # the answer is whole all the same
 
 
+async def _flow(
+    begun: bytes, answered: Answered, flight: Flight, keeper: KeyKeeper, settle: Settle, facts: dict[str, int]
+) -> None:
+    """JSON too long to be kept: passed on as it comes, unread. `begun`: what there is of it."""
+    settle.seen = settle.asked.reserve
+    flight.let_go()
+    flight.open(Flowing(answered.status, answered.headers, streamed=False))
+    rest = begun
+    async for chunk in answered.chunks:
+        ready, rest = keeper.split(rest + chunk)
+        await flight.put(Piece(ready))
+    await settle.finish(None, settle.asked.reserve, facts)
+    await flight.put(Piece(keeper.clean(rest)))
+    flight.land(None)
+
+
 async def _body(
     answered: Answered,
     flight: Flight,
@@ -151,21 +177,9 @@ async def _body(
     body = bytearray()
     async for chunk in answered.chunks:
         body += chunk
-        if not flight.kept:
-            await flight.put(Piece(keeper.clean(chunk)))
-        elif len(body) > RECORD_BYTES:
-            flight.open(Flowing(answered.status, answered.headers, streamed=False))
-            await flight.put(Piece(keeper.clean(bytes(body))))
-            flight.let_go()
-        if not flight.kept:
-            settle.seen = ModelUsage(
-                settle.asked.reserve.input_tokens, settle.asked.reserve.output_tokens, estimated=True
-            )
-            body.clear()
-    if not flight.kept:
-        await settle.finish(None, settle.seen or settle.asked.reserve, facts)
-        flight.land(None)
-        return
+        if len(body) > RECORD_BYTES:
+            await _flow(bytes(body), answered, flight, keeper, settle, facts)
+            return
     clean = keeper.clean(bytes(body))
     form = FORMATS[request.api]
     said = await asyncio.to_thread(load, clean) if len(clean) > _LONG_BYTES else load(clean)

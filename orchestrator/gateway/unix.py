@@ -26,6 +26,7 @@ from orchestrator.gateway.egress_port import Egress, Egresses
 from orchestrator.gateway.exchange import LANDING_S, READ_BYTES
 from orchestrator.gateway.front import Front
 from orchestrator.gateway.journal_routes import JournalRoutes
+from orchestrator.gateway.pace import Pace
 from orchestrator.gateway.room import Room
 from orchestrator.gateway.slots import Slots
 from orchestrator.gateway.token import token_of
@@ -119,6 +120,7 @@ class UnixGateways:
             egress,
             slots=slots,
             room=Room(self._policy.request_bytes * _REQUESTS_HELD, self._room),
+            pace=Pace(self._clock),
             tell=tell,
             held=held,
         )

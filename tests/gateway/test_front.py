@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.clock import SystemClock
 from orchestrator.gateway.asking import model_request
+from orchestrator.gateway.egress import EgressProxies
+from orchestrator.gateway.pace import Pace
 from orchestrator.gateway.refusals import Refused
 from orchestrator.gateway.room import Holding, Room
 from orchestrator.gateway.routes import Kind, route
@@ -406,6 +411,46 @@ async def test_the_models_a_tenant_may_use_are_listed_in_both_shapes(rig: Rig) -
     assert anthropic["has_more"] is False
     assert (await reached.client.get("/v1/models/gpt-1")).json()["id"] == "gpt-1"
     assert (await reached.client.get("/v1/models/gpt-2")).status_code == 404
+
+
+# ---- the proxy
+
+
+async def test_what_is_meant_for_a_proxy_goes_to_it_without_a_token(rig: Rig) -> None:
+    reached = await rig.gateway("http://127.0.0.1:9", egresses=EgressProxies())
+    for raw in (
+        b"CONNECT other.example:443 HTTP/1.1\r\nhost: other.example:443\r\n\r\n",
+        b"GET http://other.example/ HTTP/1.1\r\nhost: other.example\r\n\r\n",
+        b"POST http://other.example/ HTTP/1.1\r\nhost: other.example\r\ncontent-length: 2\r\n\r\n{}",
+    ):
+        answer = await reached.raw(raw)
+        assert answer.split(b" ")[1] == b"403"
+        assert b"other.example" in answer
+    await until(lambda: [entry for entry in rig.told if entry.type == "egress.refused"])
+
+
+async def test_where_there_is_no_proxy_nothing_goes_out(rig: Rig) -> None:
+    reached = await rig.gateway("http://127.0.0.1:9")
+    answer = await reached.raw(b"CONNECT other.example:443 HTTP/1.1\r\nhost: other.example:443\r\n\r\n")
+    assert answer.split(b" ")[1] == b"403"
+
+
+async def test_large_work_of_one_sandbox_rests_between() -> None:
+    pace = Pace(SystemClock())
+    loop = asyncio.get_running_loop()
+    threads: set[int] = set()
+
+    def work() -> float:
+        threads.add(threading.get_ident())
+        begun = time.monotonic()
+        sum(range(300_000))
+        return time.monotonic() - begun
+
+    begun = loop.time()
+    taken_s = [await pace.take(1 << 20, work) for _ in range(3)]
+    assert loop.time() - begun >= 3 * sum(taken_s[:2])
+    assert threading.get_ident() not in threads
+    assert await pace.take(10, threading.get_ident) == threading.get_ident()
 
 
 # ---- the sandbox's environment, the token's secret

@@ -12,7 +12,7 @@ import pytest
 
 from orchestrator.models import ModelApi
 from tests.gateway.providers import Asking, answering, by_turns, events, provider, refusing, streaming, whole
-from tests.gateway.rig import ALL, PATHS, Rig, asked, request_bytes, said, until
+from tests.gateway.rig import ALL, KEY, PATHS, Rig, asked, request_bytes, said, until
 
 M, C, R = ModelApi.MESSAGES, ModelApi.CHAT, ModelApi.RESPONSES
 
@@ -195,6 +195,63 @@ async def test_a_failed_response_ends_cleanly_and_is_no_record(rig: Rig) -> None
         reached = await rig.gateway(there.url)
         assert b"response.failed" in (await reached.ask(R, stream=True, key="m1")).content
         assert b"response.completed" in (await reached.ask(R, stream=True, key="m1")).content
+
+
+OVERLOADED = b'{"type":"error","error":{"type":"overloaded_error","message":"Overloaded"}}'
+
+
+@pytest.mark.parametrize(
+    ("api", "error", "status"),
+    [(M, b"event: error\ndata: " + OVERLOADED + b"\n\n", 529), (C, b'data: {"error":{"code":429}}\n\n', 429)],
+)
+async def test_a_stream_that_begins_with_an_error_is_that_error(
+    rig: Rig, api: ModelApi, error: bytes, status: int
+) -> None:
+    async def failing(asking: Asking) -> None:
+        await asking.stream_head()
+        await asking.chunk(error)
+        await asking.end()
+
+    async with provider(by_turns(failing, streaming(api))) as there:
+        reached = await rig.gateway(there.url)
+        answer = await reached.ask(api, stream=True, key="m1")
+        assert (answer.status_code, answer.headers["content-type"]) == (status, "application/json")
+        assert "error" in answer.json()
+        assert (await reached.ask(api, stream=True, key="m1")).status_code == 200
+        assert not await rig.events("model.cut")
+
+
+async def test_a_stream_that_fails_on_the_way_says_so_and_has_no_end(rig: Rig) -> None:
+    async def failing(asking: Asking) -> None:
+        await asking.stream_head()
+        await asking.chunk(events(M)[0])
+        await asking.chunk(b"event: error\ndata: " + OVERLOADED + b"\n\n")
+        await asking.end()
+
+    async with provider(failing) as there:
+        reached = await rig.gateway(there.url)
+        got = await reached.raw(request_bytes(M, asked(M, stream=True)))
+        assert OVERLOADED in got
+        assert not got.endswith(b"0\r\n\r\n")
+        assert len(await rig.events("model.cut")) == 1
+
+
+async def test_json_too_long_for_a_record_is_passed_on_and_the_key_kept_out_of_it(rig: Rig) -> None:
+    body = whole(C, "x" * (9 << 20) + KEY + "y" * 1000)
+    middle = body.index(KEY.encode()) + 7
+
+    async def long(asking: Asking) -> None:
+        await asking.send(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n")
+        await asking.chunk(body[:middle])
+        await asking.chunk(body[middle:])
+        await asking.end()
+
+    async with provider(long) as there:
+        reached = await rig.gateway(there.url)
+        for number in range(2):
+            answer = await reached.ask(C, key="m1")
+            assert answer.content == body.replace(KEY.encode(), b"[key]")
+            assert len(there.asked) == number + 1
 
 
 SAME: list[tuple[dict[str, Any], dict[str, Any]]] = [
