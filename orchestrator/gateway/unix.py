@@ -67,6 +67,7 @@ class UnixGateways:
         self._room = Room(policy.request_bytes * _ALL_REQUESTS_HELD)
 
     async def __aenter__(self) -> Self:
+        await self._upstream.__aenter__()
         return self
 
     async def __aexit__(

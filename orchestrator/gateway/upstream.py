@@ -93,6 +93,9 @@ class Upstream:
         self._chance = random.Random()
 
     async def __aenter__(self) -> Self:
+        # Now, while nobody waits: certificates are read and much is imported by the first.
+        for provider in self._policy.providers:
+            self._pool(provider)
         return self
 
     async def __aexit__(
