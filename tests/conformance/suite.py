@@ -150,12 +150,13 @@ async def run(*only: str) -> Result:
                 env={**_environment(node), "CONFORMANCE_URL": api.url, "CONFORMANCE_TOKEN": api.token},
                 stdout=asyncio.subprocess.DEVNULL,
                 stderr=asyncio.subprocess.PIPE,
+                start_new_session=True,  # it forks: its workers would go on for ever without it
             )
             try:
                 _, errors = await process.communicate()
             finally:
                 if process.returncode is None:
-                    process.kill()
+                    os.killpg(process.pid, signal.SIGKILL)
                     await process.wait()
             if not report.exists():
                 raise RuntimeError(f"vitest wrote no report:\n{errors.decode()[-4000:]}")
