@@ -146,13 +146,17 @@ class Desk:
         return self.end()
 
     def end_commands(self) -> None:
-        """Every wrapper that is left, with all below it: as a container does that is destroyed."""
+        """Every wrapper that is left, with all below it, at one moment: as a container does that is destroyed. A
+        wrapper that outlived its command for an instant would write down how it ended."""
         for pid in self.wrappers():
-            for number in (*descendants(pid), pid):
-                try:
-                    os.kill(number, signal.SIGKILL)
-                except ProcessLookupError:
-                    continue
+            _send(pid, signal.SIGSTOP)
+            below: list[int] = []
+            while new := [number for number in descendants(pid) if number not in below]:
+                for number in new:
+                    _send(number, signal.SIGSTOP)
+                below += new
+            for number in (pid, *below):
+                _send(number, signal.SIGKILL)
 
     def wrappers(self) -> list[int]:
         """Pids of the wrappers of this desk's commands."""
@@ -238,3 +242,8 @@ def eventually(true: Callable[[], bool]) -> None:
     while not true():
         assert time.monotonic() < until
         time.sleep(0.01)
+
+
+def _send(pid: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
