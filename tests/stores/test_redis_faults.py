@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import select
 import signal
+import socket
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -22,6 +24,7 @@ from orchestrator.history import Lease
 from orchestrator.intents import Begun, Decision, Effect, IntentState
 from orchestrator.stores import embedded
 from orchestrator.stores.redis import Keys, RedisExecutions, RedisHistory, Server
+from orchestrator.stores.redis.connection import LineLost
 from tests.contracts.redis_store import Store, lines
 from tests.stores.cutting_proxy import CuttingProxy
 
@@ -264,3 +267,20 @@ async def intended(store: Store, lease: Lease, n: int, run: str) -> Begun:
     return await store.intents.begin(
         lease, attempt=1, key=f"k{n}", run=run, kind="bash", effect=Effect.ONCE, summary="", digest="d"
     )
+
+
+async def test_a_server_that_takes_no_connection_is_a_store_that_does_not_answer() -> None:
+    """Its queue is full: connecting takes longer than anybody waits. An overloaded host looks like that."""
+    with socket.socket() as full, contextlib.ExitStack() as waiting:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        for _ in range(4):
+            one = waiting.enter_context(socket.socket())
+            one.setblocking(False)
+            one.connect_ex(full.getsockname())
+        server = Server(f"redis://127.0.0.1:{full.getsockname()[1]}", patience_s=0.3)
+        with pytest.raises(LineLost):
+            await server.block("BLPOP", "x", "5", block_s=5.0)
+        with pytest.raises(StoreUnavailable):
+            await server.ask("PING")
+        await server.aclose()

@@ -20,12 +20,15 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as LineError
 from redis.exceptions import NoScriptError, RedisError, ResponseError
+from redis.exceptions import TimeoutError as LineTimeout  # no builtin TimeoutError, whatever its name
 
 from orchestrator.errors import StoreUnavailable
 from orchestrator.stores.redis.scripts import Script, load
 
 Argument = str | bytes | int | float
 
+#: What a line that broke, or was never there, is told with.
+_BROKEN: Final = (LineError, LineTimeout, ResponseError, OSError, TimeoutError, asyncio.IncompleteReadError)
 #: Calls under way at once; each has its own connection. Blocking reads are not counted.
 _AT_ONCE: Final = 64
 _FIRST_WAIT_S: Final = 0.01
@@ -100,7 +103,7 @@ class Server:
         try:
             async with asyncio.timeout(block_s + self.patience_s):
                 return (await self._once([command]))[0]
-        except (LineError, ResponseError, OSError, TimeoutError, asyncio.IncompleteReadError) as failure:
+        except _BROKEN as failure:
             if _code(failure) in _STANDING:
                 raise self._refused(failure) from failure
             raise LineLost(str(failure)) from failure
@@ -119,7 +122,7 @@ class Server:
                             raise
                         # It forgot (a restart, SCRIPT FLUSH): EVAL with the text teaches it again.
                         return await self._once([("EVAL", script.text, *commands[0][2:])])
-            except (LineError, ResponseError, OSError, TimeoutError, asyncio.IncompleteReadError) as failure:
+            except _BROKEN as failure:
                 # What is not a refusal is a broken line; redis-py files a wrong password under those.
                 refused = isinstance(failure, ResponseError) and _code(failure) not in _PASSING
                 if refused or _code(failure) in _STANDING:
