@@ -7,6 +7,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import time
 from typing import Any
 
 from adapters.conductor import TurnEnd
@@ -16,6 +18,13 @@ from adapters.stage import Stage
 from adapters.voice import bounded
 
 PROVIDER = "carrel"
+SLACK_S = 2.0
+#: What would have the provider reach into the web for it, or itself reach places that no sandbox may.
+QUIET = (
+    'web_search="disabled"',
+    "analytics.enabled=false",
+    *(f"features.{name}=false" for name in ("plugins", "remote_plugin", "apps", "image_generation")),
+)
 
 
 class Codex:
@@ -34,13 +43,14 @@ class Codex:
         self._failure = ""
         self._end: TurnEnd | None = None  # of the last turn, until nothing is on its way any more
         self._interrupting = False
+        self._running: dict[str, float] = {}  # commands the model waits for → seconds since boot when they were told
         self.steps = 0
 
     async def start(self) -> bool:
         environment = self._stage.environment
         base = environment["OPENAI_BASE_URL"]
         provider = f'{{name="{PROVIDER}",base_url="{base}",env_key="OPENAI_API_KEY",wire_api="responses"}}'
-        settings = (f'model_provider="{PROVIDER}"', f"model_providers.{PROVIDER}={provider}")
+        settings = (f'model_provider="{PROVIDER}"', f"model_providers.{PROVIDER}={provider}", *QUIET)
         argv = ["codex", "app-server", *(part for setting in settings for part in ("-c", setting))]
         await self._program.start(argv, {})
         await self._answer_to("initialize", {"clientInfo": {"name": "carrel", "version": "1"}})
@@ -151,13 +161,16 @@ class Codex:
     def _tool(self, id: str, done: bool, item: dict[str, Any], kind: str, title: str, output: Any) -> None:
         if id not in self._stage.notes.calls:
             self._stage.call(id, title, kind=kind, name=item["type"])
+            self._running[id] = time.clock_gettime(time.CLOCK_BOOTTIME)
         if done:
+            self._running.pop(id, None)
             status = "failed" if item.get("status") in ("failed", "declined") else "completed"
             text = bounded(output if isinstance(output, str) else json.dumps(output) if output else "")
             self._stage.called(id, status, text=text or None, exit_code=item.get("exitCode"))
 
     def _usage(self, last: dict[str, Any]) -> None:
         self.steps += 1
+        self._running.clear()  # the model was asked again: what still runs is in the background, as it wished
         names = {"inputTokens": "input_tokens", "outputTokens": "output_tokens"}
         names |= {"cachedInputTokens": "cache_read_tokens", "cacheWriteInputTokens": "cache_write_tokens"}
         self._stage.voice.say("usage_update", **{ours: last[its] for its, ours in names.items() if its in last})
@@ -172,6 +185,8 @@ class Codex:
         self._turn = ""
         status, error = turn.get("status"), turn.get("error") or {}
         if status == "interrupted":
+            if self._running:  # it stops waiting for them, and leaves them running
+                self._program.kill_children(min(self._running.values()) - SLACK_S)
             self._end = TurnEnd(self._last, interrupted=True)
         elif status == "completed":
             self._end = TurnEnd(self._last)
@@ -218,6 +233,9 @@ class Codex:
 
 def _command(item: dict[str, Any]) -> str:
     """As the model wrote it, without the shell that codex puts around it."""
-    actions: list[dict[str, Any]] = item.get("commandActions") or []
     whole = str(item.get("command"))
-    return str(actions[0].get("command") or whole) if len(actions) == 1 else whole
+    try:
+        words = shlex.split(whole)
+    except ValueError:
+        return whole
+    return words[2] if len(words) == 3 and words[1] in ("-c", "-lc") else whole

@@ -147,7 +147,7 @@ class Conductor:
         self._busy = False
         stage = self._stage
         for id in list(stage.notes.calls):
-            stage.called(id, "cancelled" if end.interrupted else "failed", text="it has no result")
+            stage.called(id, "cancelled", text="it had not ended")
         if self._stopping:
             stage.voice.say("error", text=self._stopping)
             stage.voice.say("result", stop_reason="max_steps", text=end.text)

@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 LINE_BYTES = 256 << 20  # a program may put a whole conversation into one line
@@ -62,6 +63,20 @@ class Program:
                 os.killpg(self._process.pid, number)
             except ProcessLookupError:
                 return
+
+    def kill_children(self, since_s: float) -> None:
+        """Its children that were started after that moment (seconds since boot) in process groups of their own."""
+        assert self._process is not None
+        ticks = os.sysconf("SC_CLK_TCK")
+        for path in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                fields = path.read_text().rpartition(")")[2].split()
+                parent, group = int(fields[1]), int(fields[2])
+                ours = parent == self._process.pid != group
+                if ours and int(fields[19]) / ticks >= since_s:
+                    os.killpg(group, signal.SIGKILL)
+            except (OSError, ValueError):  # it is gone
+                continue
 
     async def end(self) -> int:
         """Close its stdin and wait; one that stays is ended. Its exit code, negative for a signal."""

@@ -18,12 +18,11 @@ import pytest
 
 from orchestrator.client import AsyncClient, Patience
 from orchestrator.events import Event
-from tests.place import ROOT, Place
+from tests.place import Place
+from tests.real_project import SDIST, fetch
 
 pytestmark = [pytest.mark.docker, pytest.mark.root, pytest.mark.timeout(600)]
 
-SDIST = "h11-0.16.0.tar.gz"
-SHA256 = "4e35b956cf45792e4caa5885e69fba00bdbc6ffafbfa020300e549b208ee5ff1"
 RECONNECTS = 20
 
 TASK = """
@@ -37,28 +36,10 @@ exec ../venv/bin/python -m pytest h11 -v -p no:cacheprovider --junitxml="$ARTIFA
 """
 
 
-def _pip(*arguments: str) -> None:
-    subprocess.run(
-        [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet", *arguments], check=True, timeout=300
-    )
-
-
 @pytest.fixture(scope="module")
 def real_files() -> tuple[Path, list[Path]]:
-    """(the source distribution, pytest and its wheels), downloaded once into build/cache."""
-    folder = ROOT / "build" / "cache" / "h11"
-    wheels = folder / "wheels"
-    sdist = folder / SDIST
-    if not sdist.exists():
-        _pip("download", "--no-deps", "--no-binary", "h11", "--dest", str(folder), "h11==0.16.0")
-    if not any(wheels.glob("pytest-*.whl")):
-        # For the image's Python, whatever runs this test: pure wheels only.
-        _pip(
-            "download", "--only-binary=:all:", "--python-version", "3.11", "--implementation", "py", "--abi", "none",
-            "--platform", "any", "--dest", str(wheels), "pytest",
-        )  # fmt: skip
-    assert hashlib.sha256(sdist.read_bytes()).hexdigest() == SHA256
-    return sdist, sorted(wheels.glob("*.whl"))
+    """(the source distribution, pytest and its wheels)."""
+    return fetch()
 
 
 def _counts(report: Path) -> dict[str, int]:
