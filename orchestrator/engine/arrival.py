@@ -24,6 +24,7 @@ from orchestrator.errors import (
     Fenced,
     ImageMissing,
     Infeasible,
+    LinkError,
     LinkLost,
     LinkRefused,
     NotFound,
@@ -117,8 +118,9 @@ class Arrival:
                 )
                 try:
                     await link.start(fields, task)
-                except LinkLost:
+                except LinkError as broken:
                     await link.close()
+                    self._check_ours(broken)
                     continue
                 crash_point("after_start")
             return replace(arrived, started=True)
@@ -233,8 +235,7 @@ class Arrival:
             logger.warning("the engine does not answer", extra={"why": str(away)})
             return None
         except LinkRefused as refused:
-            if another_owns(refused, self._lease.epoch):
-                raise Fenced(f"init has a later owner: {refused}", epoch=0) from None
+            self._check_ours(refused)
             # Another protocol, or no room for one more line: not deaf, so not lost; a worker it understands may come.
             logger.warning("init refuses us", extra={"why": str(refused)})
             return None
@@ -246,14 +247,21 @@ class Arrival:
                 enclosed = await driver.enclose(self.sandbox_id, link.hello.spawner_pid)
                 await link.open_gate(cgroup=enclosed)
                 crash_point("after_gate")
-        except (LinkLost, EngineUnavailable) as failure:
+        except (LinkError, EngineUnavailable) as failure:
             logger.info("init was lost again", extra={"why": str(failure)})
             await link.close()
+            self._check_ours(failure)
             return None
         except BaseException:
             await link.close()
             raise
         return Arrived(link, status is not None and status.paused, link.hello.started)
+
+    def _check_ours(self, failure: CarrelError) -> None:
+        """Raises Fenced where init let the line go for a later owner's. For another of this epoch: it is opened anew,
+        wherever on the way it was replaced."""
+        if isinstance(failure, LinkRefused) and another_owns(failure, self._lease.epoch):
+            raise Fenced(f"init has a later owner: {failure}", epoch=0)
 
 
 def cause_of(error: CarrelError) -> Cause:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from orchestrator import events
+from orchestrator.drivers.scripted import ScriptedDriver
 from orchestrator.errors import EngineUnavailable, Fenced, LinkError, LinkLost, LinkRefused
 from orchestrator.events import Entry
 from orchestrator.execution import Execution, OutcomeKind, PauseWant, Reason, RetryPolicy
 from orchestrator.history import Lease
 from orchestrator.lifecycle import ExecutionState
 from orchestrator.link import OwnerLink
-from tests.engine.stage import Stage, kinds, printed, stdout
+from tests.engine.stage import INIT, Stage, kinds, printed, stdout
 
 pytestmark = pytest.mark.root
 S = ExecutionState
@@ -120,6 +123,30 @@ async def test_a_harness_that_ends_while_nobody_looks(here: Stage) -> None:
     assert stdout(await here.history(asked)) == b"up\ngo\n"
     assert record.outcome is not None
     assert (record.outcome.reason, record.outcome.exit_code) == (Reason.EXIT_CODE, 5)
+
+
+class Visited(ScriptedDriver):
+    """Somebody else comes to init as an owner of the same epoch, once, just before the gate is opened."""
+
+    visits = 1
+
+    async def enclose(self, sandbox_id: str, spawner_pid: int) -> bool:
+        enclosed = await super().enclose(sandbox_id, spawner_pid)
+        if self.visits:
+            self.visits -= 1
+            duplex = await self.connect(sandbox_id)
+            await (await OwnerLink.open(duplex, epoch=1, after=0, changed=asyncio.Event())).close()
+        return enclosed
+
+
+async def test_a_line_replaced_on_the_way_is_opened_anew(here: Stage, short_dir: Path) -> None:
+    """Not a failed start: there is one attempt, and the harness began once."""
+    driver = Visited(short_dir / "boxes", short_dir / "slots", INIT, script=here.script)
+    here.parts = replace(here.parts, driver=driver)
+    here.work()
+    record = await here.ended(await here.bash("echo up"))
+    assert driver.visits == 0
+    assert (record.attempt, record.outcome and record.outcome.kind) == (1, OutcomeKind.SUCCEEDED)
 
 
 async def test_a_lost_sandbox_is_lost_and_says_so(here: Stage) -> None:
