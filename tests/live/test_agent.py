@@ -127,7 +127,7 @@ def test_the_call_over_the_budget_is_refused_with_the_figures(agents: Agents) ->
     record = agents.place.record(ref)
     assert record["outcome"]["kind"] == "FAILED" and record["outcome"]["reason"] == "budget"
     (exceeded,) = agents.told(ref, "budget.exceeded")
-    assert "0.002" in record["outcome"]["message"], (record["outcome"], exceeded)
+    assert "the limit is 2000" in record["outcome"]["message"], (record["outcome"], exceeded)
     assert agents.model.counts.stats()["begun"] - calls <= 1, "the refused call reached nobody"
 
 
