@@ -43,6 +43,7 @@ class Codex:
         self._failure = ""
         self._end: TurnEnd | None = None  # of the last turn, until nothing is on its way any more
         self._interrupting = False
+        self._begun: set[str] = set()
         self._running: dict[str, float] = {}  # commands the model waits for → seconds since boot when they were told
         self.steps = 0
 
@@ -159,7 +160,8 @@ class Codex:
                 self._tool(id, done, item, "fetch", f"search {item.get('query')}", None)
 
     def _tool(self, id: str, done: bool, item: dict[str, Any], kind: str, title: str, output: Any) -> None:
-        if id not in self._stage.notes.calls:
+        if id not in self._begun:  # an end that comes after its turn's is no beginning
+            self._begun.add(id)
             self._stage.call(id, title, kind=kind, name=item["type"])
             self._running[id] = time.clock_gettime(time.CLOCK_BOOTTIME)
         if done:
@@ -170,7 +172,8 @@ class Codex:
 
     def _usage(self, last: dict[str, Any]) -> None:
         self.steps += 1
-        self._running.clear()  # the model was asked again: what still runs is in the background, as it wished
+        if not self._interrupting:  # the model will be asked again: what still runs is in the background, as it wished
+            self._running.clear()
         names = {"inputTokens": "input_tokens", "outputTokens": "output_tokens"}
         names |= {"cachedInputTokens": "cache_read_tokens", "cacheWriteInputTokens": "cache_write_tokens"}
         self._stage.voice.say("usage_update", **{ours: last[its] for its, ours in names.items() if its in last})
