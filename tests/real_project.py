@@ -19,21 +19,23 @@ NAME: Final = SDIST.removesuffix(".tar.gz")
 BROKEN_FILE: Final = "h11/_headers.py"
 RIGHT: Final = 'in found_raw_value.split(b",")'
 WRONG: Final = 'in found_raw_value.split(b";")'
-#: What an agent does about it, as commands in the folder that holds `h11-0.16.0` and `wheels`; each with what the next
-#: one's request must show of its output.
+IN: Final = f"cd /workspace/{NAME}"  # absolute: some agents keep the directory between two commands
+PYTEST: Final = "PYTHONPATH=/workspace/site python3 -m pytest h11 -q -p no:cacheprovider"
+#: What an agent does about it, as commands where `h11-0.16.0` and `wheels` lie in /workspace; each with what the next
+#: one's request must show of its output. None takes long: some agents leave a slow one to itself.
 REPAIR: Final = (
     (
-        "python3 -m venv venv && venv/bin/pip install -q --no-index --find-links wheels pytest"
-        f" && cd {NAME} && git init -q && git add h11"
+        "cd /workspace && for wheel in wheels/*.whl; do unzip -q -o $wheel -d site; done"
+        f" && {IN} && git init -q && git add h11"
         " && git -c user.name=a -c user.email=a@b commit -q -m before && echo ready",
         "ready",
     ),
-    (f"cd {NAME} && ../venv/bin/python -m pytest h11 -q -p no:cacheprovider 2>&1 | tail -4", "[0-9]+ failed"),
-    (f"cd {NAME} && grep -n 'split(b' h11/_headers.py", r'split\(b";"\)'),
-    (f"""cd {NAME} && sed -i 's/split(b";")/split(b",")/' h11/_headers.py && git diff --stat""", "1 file changed"),
-    (f"cd {NAME} && ../venv/bin/python -m pytest h11 -q -p no:cacheprovider 2>&1 | tail -2", "[0-9]+ passed"),
+    (f"{IN} && {PYTEST} 2>&1 | tail -4", "[0-9]+ failed"),
+    (f"{IN} && grep -n 'split(b' h11/_headers.py", r'split\(b";"\)'),
+    (f"""{IN} && sed -i 's/split(b";")/split(b",")/' h11/_headers.py && git diff --stat""", "1 file changed"),
+    (f"{IN} && {PYTEST} 2>&1 | tail -2", "[0-9]+ passed"),
     (
-        f'mkdir -p "$ARTIFACTS_DIR" && cd {NAME} && git diff > "$ARTIFACTS_DIR/fix.patch"'
+        f'mkdir -p "$ARTIFACTS_DIR" && {IN} && git diff > "$ARTIFACTS_DIR/fix.patch"'
         ' && wc -l "$ARTIFACTS_DIR/fix.patch"',
         "fix.patch",
     ),

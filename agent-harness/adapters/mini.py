@@ -33,12 +33,16 @@ def run() -> int:
     (folder / "carrel.yaml").write_text(json.dumps(settings))
     # Read when the package is imported. Prices are the gateway's to know, and none are fetched from elsewhere.
     os.environ.update(MSWEA_CONFIGURED="true", MSWEA_COST_TRACKING="ignore_errors", MSWEA_SILENT_STARTUP="1")
+    # The gateway asks a provider again; this is for a gateway that changes hands in the middle of an answer.
+    os.environ.setdefault("MSWEA_MODEL_RETRY_STOP_AFTER_ATTEMPT", "5")
     os.environ.update(MSWEA_GLOBAL_CONFIG_DIR=str(folder), LITELLM_LOCAL_MODEL_COST_MAP="True")
     try:
         import litellm
+        from minisweagent.models.litellm_model import LitellmModel
         from minisweagent.run.mini import app
 
         litellm.suppress_debug_info = True  # advertisements on stdout
+        LitellmModel.abort_exceptions.append(litellm.exceptions.BadRequestError)  # it would be no better in a minute
     except ImportError as missing:
         stage.voice.say("error", text=f"{missing}; is this the image of `carrel image build --harness {NAME}`?")
         return 78

@@ -155,6 +155,9 @@ class Reading:
             batch.entries.append(_own(events.MESSAGE_DELIVERED, {"n": n, "id": said.get("id", ""), **again}, frame))
         elif verb == "started":
             batch.started = True
+            # As declared; only `auto` is left to the first line.
+            if self.output_mode == "auto" and said.get("output") in ("bytes", "jsonl"):
+                self.output_mode = batch.output_mode = said["output"]
         elif verb == "mode":
             if self.output_mode == "auto" and said.get("output") == "bytes":
                 self.output_mode = batch.output_mode = "bytes"

@@ -6,6 +6,7 @@ from collections import deque
 from datetime import UTC, datetime
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -105,6 +106,14 @@ def test_the_first_line_decides() -> None:
     (batch,) = batches(other, out(1, b'{"type":"what"}\n{"type":"plan"}\n'), out(2, b'{"type":"plan"}\n'))
     assert batch.output_mode == "bytes"
     assert [e.type for e in batch.entries] == ["output", "output"]
+
+
+@pytest.mark.parametrize(("declared", "types"), [("jsonl", ["output", "plan"]), ("bytes", ["output"])])
+def test_what_was_declared_needs_no_first_line(declared: str, types: list[str]) -> None:
+    started = Frame("started", {"output": declared}, src=1)
+    first, second = batches(reading(), started, out(2, b'a banner\n{"type":"plan"}\n'))
+    assert first.output_mode == declared
+    assert [e.type for e in second.entries] == types
 
 
 def test_a_cut_line_is_output_on_both_sides() -> None:
