@@ -31,7 +31,7 @@ REPAIR: Final = (
         "ready",
     ),
     (f"{IN} && {PYTEST} 2>&1 | tail -4", "[0-9]+ failed"),
-    (f"{IN} && grep -n 'split(b' h11/_headers.py", r'split\(b";"\)'),
+    (f"{IN} && grep -n 'split(b' h11/_headers.py", "249:"),
     (f"""{IN} && sed -i 's/split(b";")/split(b",")/' h11/_headers.py && git diff --stat""", "1 file changed"),
     (f"{IN} && {PYTEST} 2>&1 | tail -2", "[0-9]+ passed"),
     (
