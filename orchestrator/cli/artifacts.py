@@ -24,7 +24,7 @@ def ls(
         found = reaching.execution(client, execution).artifacts.list()
     if as_json:
         for one in found:
-            console.line(one.model_dump_json(exclude_none=True))
+            console.json_line(one.model_dump_json(exclude_none=True))
         return
     rows = [(console.bytes_shown(one.size_bytes), (one.sha256 or "")[:12], one.path) for one in found]
     console.table(("SIZE", "SHA256", "PATH"), rows)

@@ -18,6 +18,8 @@ from orchestrator.errors import CarrelError
 _ESCAPES = {code: f"\\x{code:02x}" for code in (*range(0x20), 0x7F, *range(0x80, 0xA0))}
 # Bidirectional overrides make a line read as something it is not.
 _ESCAPES |= {code: f"\\u{code:04x}" for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x2028, 0x2029)}
+# Inside JSON the same characters, as JSON escapes them (below 0x20 it does so itself).
+_JSON_ESCAPES = {code: f"\\u{code:04x}" for code in _ESCAPES if code >= 0x7F}
 
 
 def printable(text: str, *, most: int = 0) -> str:
@@ -31,9 +33,15 @@ def line(text: str) -> None:
     sys.stdout.write(text + "\n")
 
 
+def json_line(text: str) -> None:
+    """One JSON document on one line, whatever its reader takes for the end of one (many break at U+0085 or U+2028), and
+    without anything a terminal would obey."""
+    line(text.translate(_JSON_ESCAPES))
+
+
 def document(value: Any) -> None:
     """One JSON document of data, indented for a person, whole for a program."""
-    sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+    json_line(json.dumps(value, ensure_ascii=False, indent=2))
 
 
 def note(text: str) -> None:

@@ -56,7 +56,10 @@ def _print(events: tuple[Event, ...], wanted: tuple[str, ...], as_json: bool) ->
             event.type == one or (one.endswith(".") and event.type.startswith(one)) for one in wanted
         ):
             continue
-        sys.stdout.write(event_as_json(event).decode() + "\n" if as_json else shown(event) + "\n")
+        if as_json:
+            console.json_line(event_as_json(event).decode())
+        else:
+            console.line(shown(event))
     sys.stdout.flush()
 
 

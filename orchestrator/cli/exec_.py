@@ -49,7 +49,7 @@ def exec_(
         if as_json or detach:
             result = found.exec(command, **options)
             if as_json:
-                console.line(result.model_dump_json(exclude_none=True))
+                console.json_line(result.model_dump_json(exclude_none=True))
             else:
                 console.line(str(result.pid or ""))
             if result.error:

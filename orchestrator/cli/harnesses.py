@@ -15,7 +15,7 @@ def harnesses(ctx: typer.Context, as_json: Annotated[bool, reaching.Json] = Fals
         found = client.harnesses()
     if as_json:
         for harness in found:
-            console.line(harness.model_dump_json())
+            console.json_line(harness.model_dump_json())
         return
     rows = [
         (one.name, "yes" if one.resumes else "", one.api or "", one.image or "", one.about)

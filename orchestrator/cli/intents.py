@@ -35,7 +35,7 @@ def intents(
         listed = islice(found.intents(states=states), last)
         if as_json:
             for intent in listed:
-                console.line(intent.model_dump_json())
+                console.json_line(intent.model_dump_json())
             return
         rows = [
             (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable
 from datetime import datetime
 from functools import partial
@@ -75,7 +76,8 @@ def _as_json(streams: frozenset[str], events: Iterable[Event]) -> None:
     for event in events:
         # What is no output and is the harness's own came on its stdout.
         if event.source == "harness" and event.data.get("stream" if event.type == OUTPUT else "", "stdout") in streams:
-            output.write_all(1, event_as_json(event) + b"\n")
+            console.json_line(event_as_json(event).decode())
+    sys.stdout.flush()
 
 
 def _since(events: Iterable[Event], start: datetime | None) -> Iterable[Event]:

@@ -53,7 +53,10 @@ def ps(
         )
         if as_json or quiet:
             for record in found:
-                console.line(record.id if quiet else record.model_dump_json())
+                if quiet:
+                    console.line(record.id)
+                else:
+                    console.json_line(record.model_dump_json())
             return
         records = list(found)
         columns = ["ID", "NAME", "STATE", "AGE", "TASK"]

@@ -140,7 +140,7 @@ def run(
         profile.remember(client.address.url, execution.id)
         assert execution.record is not None
         if as_json:
-            console.line(execution.record.model_dump_json())
+            console.json_line(execution.record.model_dump_json())
         else:
             console.line(execution.id)
 

@@ -48,7 +48,7 @@ def send(
         if content is not None:
             receipt = found.send(content, id=id, mode=mode)
             if as_json:
-                console.line(receipt.model_dump_json())
+                console.json_line(receipt.model_dump_json())
             elif not quiet:
                 console.note(f"message {receipt.n} {'was sent before' if receipt.repeated else 'accepted'}")
 

@@ -28,7 +28,7 @@ def settle(
     with reaching.client(ctx) as client:
         settled = reaching.execution(client, execution).settle(key, decision, result=result)
     if as_json:
-        console.line(settled.model_dump_json())
+        console.json_line(settled.model_dump_json())
     else:
         console.line(f"{console.printable(settled.key)}: {settled.state}")
 

@@ -19,7 +19,7 @@ def stats(
     with reaching.client(ctx) as client:
         found = client.stats(since=units.moment(since), by=by)
     if as_json:
-        console.line(found.model_dump_json())
+        console.json_line(found.model_dump_json())
         return
     now = ", ".join(f"{count} {state}" for state, count in found.states.items() if count)
     console.line(f"now: {console.printable(now) or 'nothing there'}")

@@ -66,7 +66,7 @@ def update(
                 console.note("the wish is kept; it is carried out as soon as the sandbox can take it")
         assert found.record is not None
         if as_json:
-            console.line(found.record.model_dump_json())
+            console.json_line(found.record.model_dump_json())
             return
         _show(found.record, resize=resize, budget=bool(budget), egress=bool(allow or allow_nothing))
 

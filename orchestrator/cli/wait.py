@@ -31,7 +31,7 @@ def wait(
                 console.note(f"{record.id} is still {record.state}")
                 raise typer.Exit(endings.TIMEOUT)
             if as_json:
-                console.line(record.model_dump_json())
+                console.json_line(record.model_dump_json())
             else:
                 console.line(
                     f"{record.id} {endings.summary(record)}" if len(executions) > 1 else endings.summary(record)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -138,6 +139,14 @@ def test_foreign_text_steers_no_terminal() -> None:
     assert console.printable("a\x1b]0;evil\x07b\r\n\u202ec") == r"a\x1b]0;evil\x07b\x0d\x0a\u202ec"
     assert console.printable("\ud800") == "?"
     assert console.printable("abcdef", most=4) == "abc…"
+
+
+def test_a_json_line_is_one_line_to_every_reader(capsys: pytest.CaptureFixture[str]) -> None:
+    said = {"text": "".join(map(chr, (*range(0x100), 0x2028, 0x2029, 0x202E, 0x1F600)))}
+    console.json_line(json.dumps(said, ensure_ascii=False))
+    told = capsys.readouterr().out
+    assert len(told.splitlines()) == 1 and "\x9b" not in told
+    assert json.loads(told) == said
 
 
 # -- files up and down -----------------------------------------------------------------------------------------------

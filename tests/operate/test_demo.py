@@ -1,4 +1,4 @@
-"""The README's first screen, as a person gets it: set up, serve, a container, a word to it, its file, stop."""
+"""The README's first screen, as a person gets it: set up, serve, an agent mends a bug, a word to it, a patch, stop."""
 
 from __future__ import annotations
 
@@ -17,5 +17,11 @@ def test_make_demo(tmp_path: Path) -> None:
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("CARREL_", "MAKE"))}
     told = subprocess.run(["make", "demo"], cwd=ROOT, env=clean, capture_output=True, text=True, check=False)
     assert told.returncode == 0, told.stdout + told.stderr
-    for line in ("step 8 of 8", "you said: hello from outside", "succeeded, and its artifact arrived"):
+    for line in (
+        "FAILED (failures=1)",
+        "check 5 of 5: a thousand prices agree",
+        "You said: “Hello from outside.",
+        "+    return sum(prices) * (1 - discount_percent / 100)",
+        "succeeded, and its artifact arrived",
+    ):
         assert line in told.stdout
