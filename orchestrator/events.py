@@ -1,7 +1,7 @@
 """The event vocabulary, and what an event is. Knows nothing of how events are stored or sent.
 
 Harness events take the Agent Client Protocol's names; the platform's own are `execution.*`, `sandbox.*`, `message.*`,
-`usage`, `model.*`, `budget.*`, `egress.*`, `intent.*`, `history.*`. Only
+`usage`, `model.*`, `budget.*`, `egress.*`, `intent.*`, `snapshot.*`, `history.*`. Only
 events whose `source` is "platform" count for money and outcome: what a harness prints can never pass for one.
 """
 
@@ -67,6 +67,11 @@ INTENT_RECORDED: Final = "intent.recorded"  # data: {key, kind, effect, summary,
 INTENT_DONE: Final = "intent.done"  # data: {key, state: done | failed}
 INTENT_IN_DOUBT: Final = "intent.in_doubt"  # data: {key, kind, effect, summary, attempt}
 INTENT_SETTLED: Final = "intent.settled"  # data: {key, decision, by}
+SNAPSHOT_CREATED: Final = "snapshot.created"  # data: {id, why, name, cut: {attempt, seq, src, inbox, intents}, parent}
+SNAPSHOT_FAILED: Final = "snapshot.failed"  # data: {id, why, error}: the work goes on
+SNAPSHOT_RESTORED: Final = "snapshot.restored"  # data: {id, attempt, inbox_base}
+SNAPSHOT_CORRUPT: Final = "snapshot.corrupt"  # data: {id, detail, instead}: the one before it is used
+FORKED: Final = "execution.forked"  # data: {from, snapshot, seq, rewind}: the second event of a fork
 HISTORY_GAP: Final = "history.gap"  # data: {attempt, first_src, last_src, why}
 
 

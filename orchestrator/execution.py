@@ -13,6 +13,7 @@ from orchestrator.harnesses import Harness
 from orchestrator.harnesses import OutputMode as OutputMode
 from orchestrator.harnesses import StdinMode as StdinMode
 from orchestrator.lifecycle import ExecutionState
+from orchestrator.snapshots import KeepPolicy, Origin, Why
 
 KIB: Final = 1024
 MIB: Final = 1024 * KIB
@@ -145,6 +146,16 @@ class FileRef:
 
 
 @dataclass(frozen=True, slots=True)
+class SnapshotPolicy:
+    """When snapshots are taken by themselves, besides before every hibernation. `every_s` None = never while it runs.
+    `at_end`: when the harness has ended, before the workspace may go."""
+
+    every_s: float | None = None
+    at_end: bool = True
+    keep: KeepPolicy = field(default_factory=KeepPolicy)
+
+
+@dataclass(frozen=True, slots=True)
 class Spec:
     """What was asked for, as submitted and validated; never changes. Empty `image` = the harness's, else the
     installation's own.
@@ -169,6 +180,8 @@ class Spec:
     output: OutputMode | None = None
     model: str = ""  # "" = the installation's default
     egress: Egress = field(default_factory=Egress)
+    snapshots: SnapshotPolicy = field(default_factory=SnapshotPolicy)
+    origin: Origin | None = None  # what it was forked from
     tenant: str = "default"
 
 
@@ -197,6 +210,24 @@ class ResourcesWant:
     cpus: float | None = None
     memory_bytes: int | None = None
     pids: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotWant:
+    """A snapshot of it now; `id` is that of the snapshot to be. Its receipt is `snapshot.created` or
+    `snapshot.failed`."""
+
+    id: str
+    why: Why = Why.ASKED
+    name: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class HibernateWant:
+    """Cut, and sleep until a message, a resume, an exec or a terminal. Only of a harness that resumes."""
+
+    id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,6 +265,7 @@ class Wants:
     hibernate: str | None = None  # the wish's id
     resources: ResourcesWant | None = None
     interrupts: tuple[InterruptWant, ...] = ()
+    snapshots: tuple[SnapshotWant, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,6 +293,7 @@ class Execution:
     wants: Wants = field(default_factory=Wants)
     resources: Resources = field(default_factory=Resources)  # as they are now
     output_mode: OutputMode = "auto"  # as init found it
+    snapshot_id: str | None = None  # its newest
     egress: Egress = field(default_factory=Egress)  # as it is now
     budget: Budget = field(default_factory=Budget)  # as it is now
     spend: Spend = field(default_factory=Spend)

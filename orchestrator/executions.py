@@ -16,17 +16,19 @@ from orchestrator.execution import (
     CancelWant,
     EgressWant,
     Execution,
+    HibernateWant,
     InterruptWant,
     OutcomeKind,
     PauseWant,
     ResourcesWant,
+    SnapshotWant,
     Spec,
     Spend,
 )
 from orchestrator.history import Lease
 from orchestrator.lifecycle import ExecutionState
 
-Want = CancelWant | PauseWant | ResourcesWant | InterruptWant | EgressWant | BudgetWant
+Want = CancelWant | PauseWant | ResourcesWant | InterruptWant | EgressWant | BudgetWant | SnapshotWant | HibernateWant
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from typing import Protocol
 from orchestrator.events import Cursor, Entry, Event
 from orchestrator.execution import Outcome, OutputMode, Resources
 from orchestrator.lifecycle import ExecutionState, Trigger
+from orchestrator.snapshots import Snapshot
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,7 @@ class Change:
     not_before_ms: int | None = None
     unowned: bool = False
     seen: int | None = None
+    snapshot: Snapshot | None = None  # its record, written in the same step
     done_wants: tuple[str, ...] = ()  # ids of wishes that have their receipt now
 
 

@@ -124,6 +124,62 @@ class WorkspaceStore(Protocol):
         """Access to its `vol`. Raises NotFound when the slot is not here."""
 
 
+@dataclass(frozen=True, slots=True)
+class StoreFacts:
+    """What a store is: its `kind` (btrfs, directory), whether it bounds a workspace's size, whether a snapshot takes
+    the same time whatever its size, and the room it has. 0 = not known."""
+
+    kind: str
+    limits_disk: bool
+    instant: bool
+    free_bytes: int = 0
+    total_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class DiskUse:
+    """Of one workspace. `limit_bytes` 0 = none. `files` None = not counted."""
+
+    used_bytes: int
+    limit_bytes: int = 0
+    files: int | None = None
+
+
+class SnapshotStore(WorkspaceStore, Protocol):
+    """A WorkspaceStore that can hold a workspace still: immutable copies of `vol` by a snapshot's id, on this host.
+    All verbs idempotent; a crash between two leaves what `snapshots` lists."""
+
+    async def facts(self) -> StoreFacts:
+        """As it is now."""
+
+    async def snapshot(self, sandbox_id: str, snapshot_id: str) -> None:
+        """Keep `vol` as it is now under this id: whole on disk, with its name, when this returns. Nothing may write in
+        it meanwhile (its processes are frozen, or gone). Raises NotFound, DiskFull; Conflict for a volume that holds
+        other subvolumes, which a snapshot would hold empty."""
+
+    async def begin(self, sandbox_id: str, snapshot_id: str, *, disk_bytes: int) -> Slot:
+        """As `prepare`, with `vol` as this snapshot has it. Raises NotFound, DiskFull."""
+
+    async def snapshots(self) -> Sequence[tuple[str, datetime]]:
+        """Ids (`snp_…`) of all here, with the time they were made."""
+
+    def snapshot_files(self, snapshot_id: str) -> Files:
+        """To look into it. Raises NotFound."""
+
+    async def digest(self, snapshot_id: str) -> tuple[str, int, int]:
+        """(sha256 hex over every path, kind, mode, link target and content in byte order of paths; bytes of all files;
+        how many entries). Reads all of it. Raises NotFound."""
+
+    async def drop(self, snapshot_id: str) -> None:
+        """Remove it. What was begun from it stays as it is."""
+
+    async def disk(self, sandbox_id: str) -> DiskUse:
+        """What its `vol` takes. Raises NotFound."""
+
+    async def limit(self, sandbox_id: str, disk_bytes: int) -> None:
+        """Another limit for its `vol`; 0 = none. Raises Infeasible where the store cannot, or it holds more already."""
+
+
 class Blobs(Protocol):
     """Content by digest, written before the submit that names it. Unreferenced ones expire."""
 

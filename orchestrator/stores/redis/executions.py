@@ -18,9 +18,11 @@ from orchestrator.execution import (
     CancelWant,
     EgressWant,
     Execution,
+    HibernateWant,
     InterruptWant,
     PauseWant,
     ResourcesWant,
+    SnapshotWant,
     Spec,
 )
 from orchestrator.executions import Claim, Filter, Host, Listing, Nothing, Repair, Submitted, Tally, Want
@@ -270,6 +272,10 @@ def _sense(want: Want) -> tuple[str, Sequence[ExecutionState], str]:
             return "egress", _BEFORE_THE_END, _OVER
         case BudgetWant():
             return "budget", _BEFORE_THE_END, _OVER
+        case SnapshotWant():
+            return "snapshot", (_S.STARTING, _S.RUNNING, _S.PAUSED), "what sleeps or has ended has its last one already"
+        case HibernateWant():
+            return "hibernate", (_S.STARTING, _S.RUNNING, _S.PAUSED), "only what runs can go to sleep"
         case InterruptWant():
             return (
                 "interrupt",
