@@ -45,6 +45,7 @@ from orchestrator.stores.redis import (
     RedisExecutions,
     RedisHistory,
     RedisIntents,
+    RedisSnapshots,
     RedisStreams,
     Server,
     prepare,
@@ -68,6 +69,7 @@ class Installed:
     history: RedisHistory
     calls: RedisCalls
     intents: RedisIntents
+    snapshots: RedisSnapshots
     driver: SandboxDriver
     workspaces: DirectoryStore
     blobs: DirectoryBlobs
@@ -101,6 +103,7 @@ async def installed(settings: Settings) -> AsyncIterator[Installed]:
             history=history,
             calls=RedisCalls(server, keys),
             intents=RedisIntents(server, keys),
+            snapshots=RedisSnapshots(server, keys),
             driver=driver,
             workspaces=workspaces,
             blobs=DirectoryBlobs(settings.data_dir / "blobs"),

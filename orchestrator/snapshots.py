@@ -8,7 +8,7 @@ before its files are.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -89,7 +89,8 @@ class Snapshots(Protocol):
         tenant has it. Raises NotFound, BadInput(field="snapshot") where it is ambiguous."""
 
     async def list(self, *, tenant: str, execution_id: str = "", cursor: str = "", limit: int = 100) -> SnapshotPage:
-        """Newest first. Raises BadInput for a cursor that is not ours."""
+        """Newest first: those of one execution by when they were taken, those of a tenant by their ids, which begin
+        with their time. Raises BadInput for a cursor that is not ours."""
 
     async def tree(self, execution_id: str) -> Sequence[Snapshot]:
         """Every snapshot of this execution and of all it descends from or that descend from it, oldest first."""
@@ -108,11 +109,18 @@ class Snapshots(Protocol):
         """It is whole in the archive. Raises NotFound."""
 
     async def remove(self, snapshot_id: str) -> None:
-        """The record goes; descendants stay as they are. Idempotent. Raises Conflict while an execution that has not
-        ended needs it to begin its next attempt."""
+        """The record goes; descendants stay as they are. Idempotent. Raises Conflict (data: execution) while an
+        execution that has not ended would begin its next attempt from it: as its newest, or as the one it was forked
+        from until it has one of its own.
+
+        With its execution (`Executions.remove`) go all of its snapshots, named ones, too, except those that others are
+        still to begin from: those stay until `remove`."""
 
     async def on_host(self, host: str) -> Sequence[Snapshot]:
         """Those whose files are there: for the sweeper."""
+
+    def everything(self) -> AsyncIterator[Snapshot]:
+        """Every record once, in no order: for the sweeper and the backup."""
 
 
 @dataclass(frozen=True, slots=True)

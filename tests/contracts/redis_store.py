@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any
 
@@ -11,7 +12,16 @@ from orchestrator.execution import Outcome, OutcomeKind, Reason, Spec
 from orchestrator.executions import Claim
 from orchestrator.history import Appended, Change, Lease, Spooled
 from orchestrator.lifecycle import ExecutionState, Trigger
-from orchestrator.stores.redis import Keys, RedisCalls, RedisExecutions, RedisHistory, RedisIntents, Server
+from orchestrator.snapshots import Cut, Snapshot, Why
+from orchestrator.stores.redis import (
+    Keys,
+    RedisCalls,
+    RedisExecutions,
+    RedisHistory,
+    RedisIntents,
+    RedisSnapshots,
+    Server,
+)
 from orchestrator.stores.redis.connection import Argument
 
 SUCCEEDED = Outcome(OutcomeKind.SUCCEEDED, Reason.EXIT_CODE, exit_code=0)
@@ -47,6 +57,10 @@ class Store:
     @cached_property
     def intents(self) -> RedisIntents:
         return RedisIntents(self.server, self.keys)
+
+    @cached_property
+    def snapshots(self) -> RedisSnapshots:
+        return RedisSnapshots(self.server, self.keys)
 
     async def submitted(self, execution_id: str = "exe_a", **spec: object) -> str:
         made = await self.executions.submit(replace(Spec(), **spec), execution_id=execution_id)  # type: ignore[arg-type]
@@ -95,6 +109,18 @@ class Store:
         await self.move(lease, Trigger.EXITED, own=own)
         return await self.move(lease, Trigger.STOPPED, own=own + 1, outcome=outcome)
 
+    async def cut(self, lease: Lease, snapshot_id: str, *, own: int, **fields: object) -> Snapshot:
+        """A snapshot as a worker writes it, with the event that says so."""
+        snapshot = snapshot_of(lease, snapshot_id, **fields)
+        await self.history.append(
+            lease,
+            attempt=snapshot.cut.attempt,
+            own=own,
+            entries=[Entry("snapshot.created", {"id": snapshot_id})],
+            change=Change(snapshot=snapshot),
+        )
+        return snapshot
+
     async def next_attempt(self, lease: Lease, *, own: int, attempt: int = 2) -> Lease:
         """The sandbox is lost; another attempt runs under another epoch, whose own 1 and 2 are used. From RUNNING."""
         await self.move(lease, Trigger.SANDBOX_LOST, own=own, attempt=attempt - 1, failures=1)
@@ -127,6 +153,22 @@ class Store:
 
     async def state(self, execution_id: str) -> ExecutionState:
         return (await self.executions.get(execution_id)).state
+
+
+def snapshot_of(lease: Lease, snapshot_id: str, **fields: object) -> Snapshot:
+    """One on h1, of attempt 1, of which nothing is said but what `fields` say."""
+    plain = Snapshot(
+        id=snapshot_id,
+        execution_id=lease.execution_id,
+        tenant="default",
+        why=Why.ASKED,
+        cut=Cut(attempt=1, seq=4, src=0, inbox=0, intents=0),
+        sandbox_id=f"sbx_{lease.execution_id}_1",
+        host="h1",
+        store="directory",
+        created_at=datetime(2026, 1, 1, tzinfo=UTC),
+    )
+    return replace(plain, **fields)  # type: ignore[arg-type]
 
 
 def lines(first_src: int, last_src: int, *, text: str = "line") -> Spooled:

@@ -7,6 +7,7 @@ import json
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.clock import from_ms
 from orchestrator.execution import (
     Budget,
     Egress,
@@ -17,13 +18,17 @@ from orchestrator.execution import (
     Reason,
     Resources,
     RetryPolicy,
+    SnapshotPolicy,
+    SnapshotWant,
     Spec,
     Spend,
 )
 from orchestrator.harnesses import Harness, HarnessFile
 from orchestrator.lifecycle import ExecutionState
+from orchestrator.snapshots import Cut, KeepPolicy, Origin, Snapshot, Why
 from orchestrator.stores.redis.record import of_outcome, of_spec, to_execution, to_outcome, to_spec
 from orchestrator.stores.redis.scripts import load
+from orchestrator.stores.redis.snapshot_record import of_snapshot, to_snapshot
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 arguments = st.lists(text, max_size=3).map(tuple)
@@ -66,6 +71,13 @@ specs = st.builds(
     egress=st.builds(Egress, st.lists(text, max_size=3).map(tuple)),
     retry=st.builds(RetryPolicy, max_failures=st.integers(0, 9), on_lost=st.sampled_from(["auto", "retry", "end"])),
     stdin=st.sampled_from([None, "none", "text", "jsonl"]),
+    snapshots=st.builds(
+        SnapshotPolicy,
+        every_s=st.none() | st.floats(1, 1e6),
+        at_end=st.booleans(),
+        keep=st.builds(KeepPolicy, last=st.integers(0, 99), days=st.integers(0, 99)),
+    ),
+    origin=st.none() | st.builds(Origin, execution_id=text, snapshot_id=text, seq=st.integers(0), rewind=st.booleans()),
 )
 
 
@@ -96,6 +108,42 @@ def test_an_outcome_comes_back(outcome: Outcome) -> None:
     assert to_outcome(of_outcome(outcome)) == outcome
 
 
+@given(
+    st.builds(
+        Snapshot,
+        id=st.from_regex(r"snp_[a-z0-9]{1,20}", fullmatch=True),
+        execution_id=text,
+        tenant=text,
+        why=st.sampled_from(Why),
+        cut=st.builds(Cut, *(st.integers(0, 1 << 62) for _ in range(5))),
+        sandbox_id=text,
+        host=text,
+        store=text,
+        created_at=st.integers(0, 1 << 41).map(from_ms),
+        name=text.filter(lambda name: name.isprintable() and not name.startswith("snp_")),
+        labels=st.dictionaries(text, text, max_size=3),
+        parent=text,
+        size_bytes=st.integers(0, 1 << 63),
+        files=st.integers(0, 1 << 40),
+        digest=text,
+        archived=st.booleans(),
+    )
+)
+def test_a_snapshot_comes_back(snapshot: Snapshot) -> None:
+    flat = of_snapshot(snapshot)["fields"]
+    fields = {flat[i]: flat[i + 1].encode() for i in range(0, len(flat), 2)}
+    whose = {"execution": snapshot.execution_id.encode(), "tenant": snapshot.tenant.encode()}
+    assert to_snapshot(snapshot.id, {**fields, **whose}) == snapshot
+
+
+def test_wishes_as_the_scripts_write_them_are_read() -> None:
+    record = {"spec": b"{}", "state": b"RUNNING", "created": b"1", "want_hibernate": b'{"id":"h1"}'}
+    wish = b'[{"id":"snp_1","why":"fork","name":"n","labels":[]},{"id":"snp_2","why":"asked","labels":{"k":"v"}}]'
+    wants = to_execution("exe_a", {**record, "want_snapshots": wish, "snapshot_id": b"snp_0"}, 0).wants
+    assert wants.hibernate == "h1"
+    assert wants.snapshots == (SnapshotWant("snp_1", Why.FORK, "n"), SnapshotWant("snp_2", labels={"k": "v"}))
+
+
 def test_a_default_spec_takes_no_room() -> None:
     fields = of_spec(Spec())
     assert fields["spec"] == "{}"
@@ -106,6 +154,8 @@ def test_a_record_of_before_has_no_budget_and_no_way_out() -> None:
     execution = to_execution("exe_a", {"spec": b"{}", "state": b"RUNNING", "created": b"1"}, 0)
     assert (execution.egress, execution.budget) == (Egress(), Budget())
     assert (execution.spend, execution.over_budget) == (Spend(), "")
+    assert (execution.snapshot_id, execution.wants.snapshots, execution.wants.hibernate) == (None, (), None)
+    assert (execution.spec.origin, execution.spec.snapshots) == (None, SnapshotPolicy())
 
 
 def test_what_was_spent_is_read_in_the_order_the_scripts_write() -> None:

@@ -1,5 +1,5 @@
 """Carrel's store on one Redis or Valkey primary: `Server` (the line), `RedisExecutions`, `RedisHistory`, `RedisCalls`,
-`RedisIntents`, `RedisStreams` (generic streams), `RedisTokens`, `prepare`."""
+`RedisIntents`, `RedisSnapshots`, `RedisStreams` (generic streams), `RedisTokens`, `prepare`."""
 
 from orchestrator.stores.redis.calls import RedisCalls
 from orchestrator.stores.redis.connection import Server
@@ -8,6 +8,7 @@ from orchestrator.stores.redis.history import RedisHistory
 from orchestrator.stores.redis.intents import RedisIntents
 from orchestrator.stores.redis.keys import Keys
 from orchestrator.stores.redis.schema import prepare
+from orchestrator.stores.redis.snapshots import RedisSnapshots
 from orchestrator.stores.redis.streams import RedisStreams
 from orchestrator.stores.redis.tokens import RedisTokens
 
@@ -17,6 +18,7 @@ __all__ = [
     "RedisExecutions",
     "RedisHistory",
     "RedisIntents",
+    "RedisSnapshots",
     "RedisStreams",
     "RedisTokens",
     "Server",

@@ -36,6 +36,8 @@ from orchestrator.stores.redis.keys import Keys
 from orchestrator.stores.redis.listing import Finder
 from orchestrator.stores.redis.record import dumps, of_budget, of_egress, of_spec, pairs, to_execution
 from orchestrator.stores.redis.repair import Repairer
+from orchestrator.stores.redis.snapshot_record import check_id, check_name
+from orchestrator.stores.redis.snapshots import name_taken
 
 _SHORTEST_WAIT_S: Final = 0.05
 #: A claim has to run that often: the store's clock never advances by more than this at once.
@@ -125,6 +127,9 @@ class RedisExecutions:
 
     async def want(self, execution_id: str, want: Want) -> Execution:
         kind, states, remedy = _sense(want)
+        if isinstance(want, SnapshotWant):
+            check_id(want.id)
+            check_name(want.name)
         if not 0 < len(want.id) <= 128 or "\n" in want.id:
             raise BadInput("a wish's id is too short or too long", field="id", limit="1 to 128 characters, no newline")
         answer = await self._server.run(
@@ -133,12 +138,14 @@ class RedisExecutions:
         match answer:
             case ["ok", int(skew), list(flat)]:
                 return to_execution(execution_id, pairs(flat), skew)
-            case ["conflict", bytes(state)]:
+            case ["conflict", bytes(state), bytes(newest)]:
                 raise Conflict(
                     f"{execution_id} is {state.decode()}: {kind} makes no sense there",
                     state=state.decode(),
-                    remedy=_OVER if state == b"FINISHED" else remedy,
+                    **_remedy(want, ExecutionState(state.decode()), newest.decode(), remedy),
                 )
+            case ["taken", bytes(other)] if isinstance(want, SnapshotWant):
+                raise name_taken(want.name, other.decode())
             case ["attempt", int(attempt)]:
                 raise Conflict(
                     f"{execution_id} is in attempt {attempt}: the interrupt was meant for another",
@@ -146,7 +153,7 @@ class RedisExecutions:
                     attempt=attempt,
                 )
             case ["full", int(limit)]:
-                raise TooMany(f"{limit} interrupts wait to be delivered", limit=limit, retry_after_s=1.0)
+                raise TooMany(f"{limit} {kind}s are asked for already", limit=limit, retry_after_s=1.0)
             case _:
                 raise refusal(answer, execution_id)
 
@@ -273,15 +280,25 @@ def _sense(want: Want) -> tuple[str, Sequence[ExecutionState], str]:
         case BudgetWant():
             return "budget", _BEFORE_THE_END, _OVER
         case SnapshotWant():
-            return "snapshot", (_S.STARTING, _S.RUNNING, _S.PAUSED), "what sleeps or has ended has its last one already"
+            return "snapshot", (_S.STARTING, _S.RUNNING, _S.PAUSED), "ask again when it runs"
         case HibernateWant():
-            return "hibernate", (_S.STARTING, _S.RUNNING, _S.PAUSED), "only what runs can go to sleep"
+            states = (_S.STARTING, _S.RUNNING, _S.PAUSED, _S.HIBERNATING, _S.HIBERNATED)
+            return "hibernate", states, "only what runs can go to sleep"
         case InterruptWant():
             return (
                 "interrupt",
                 (_S.RUNNING, _S.PAUSED),
                 "only what runs can be interrupted",
             )
+
+
+def _remedy(want: Want, state: ExecutionState, newest: str, remedy: str) -> dict[str, str]:
+    """What to do instead; of a snapshot of what sleeps or has ended: which one has its files as they are."""
+    if not isinstance(want, SnapshotWant) or state is _S.QUEUED:
+        return {"remedy": _OVER if state is _S.FINISHED else remedy}
+    if state in (_S.HIBERNATING, _S.STOPPING):
+        return {"remedy": "its last snapshot is being taken: use that", "snapshot": newest}
+    return {"remedy": f"{newest} has its files as they are: use that" if newest else _OVER, "snapshot": newest}
 
 
 def _wish(want: Want) -> str:

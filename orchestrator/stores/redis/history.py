@@ -21,6 +21,7 @@ from orchestrator.stores.redis.entries import Encoded, encode, size_of, split, t
 from orchestrator.stores.redis.hub import Hub
 from orchestrator.stores.redis.keys import Keys
 from orchestrator.stores.redis.record import dumps, of_outcome
+from orchestrator.stores.redis.snapshot_record import of_snapshot
 
 MOST_ENTRIES: Final = 4096
 MOST_BYTES: Final = 4 << 20
@@ -247,6 +248,8 @@ def _change(change: Change) -> str:
         out["started"] = True
     if change.unowned:
         out["unowned"] = True
+    if change.snapshot is not None:
+        out["snapshot"] = of_snapshot(change.snapshot)
     if change.done_wants:
         out["done_wants"] = list(change.done_wants)
     return dumps(out)

@@ -57,6 +57,18 @@ class Keys:
         """The journal's keys, in the order they came: the n-th is the intent with that n."""
         return f"{self.prefix}{{{execution_id}}}:intents:order"
 
+    def snapshot(self, snapshot_id: str) -> str:
+        """One snapshot's record (lua/piece_snapshots.lua)."""
+        return f"{self.prefix}snapshot:{snapshot_id}"
+
+    def snapshots_of(self, execution_id: str) -> str:
+        """Its snapshots, scored by their number."""
+        return self.index("snapshots", "of", execution_id)
+
+    def forks(self, execution_id: str) -> str:
+        """Executions begun from its snapshots, or from those of one removed between."""
+        return self.index("forks", execution_id)
+
     @property
     def records(self) -> str:
         """The pattern of all records, for SCAN."""

@@ -28,12 +28,15 @@ from orchestrator.execution import (
     Resources,
     ResourcesWant,
     RetryPolicy,
+    SnapshotPolicy,
+    SnapshotWant,
     Spec,
     Spend,
     Wants,
 )
 from orchestrator.harnesses import Harness, HarnessFile
 from orchestrator.lifecycle import ExecutionState
+from orchestrator.snapshots import KeepPolicy, Origin, Why
 
 # Built once: json.dumps with options makes an encoder for each call, a tenth of what an event costs.
 _encoder: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
@@ -108,7 +111,9 @@ def to_outcome(text: bytes | str) -> Outcome:
 def to_spec(text: bytes) -> Spec:
     got = json.loads(text)
     return Spec(
-        **_known(Spec, got, "declared", "command", "files", "resources", "limits", "retry", "egress"),
+        **_known(
+            Spec, got, "declared", "command", "files", "resources", "limits", "retry", "egress", "snapshots", "origin"
+        ),
         declared=_to_harness(got["declared"]) if got.get("declared") else None,
         command=tuple(got.get("command", ())),
         files=tuple(FileRef(**_known(FileRef, item)) for item in got.get("files", ())),
@@ -116,6 +121,14 @@ def to_spec(text: bytes) -> Spec:
         limits=_to_limits(got.get("limits", {})),
         retry=RetryPolicy(**_known(RetryPolicy, got.get("retry", {}))),
         egress=_to_egress(got.get("egress", {})),
+        snapshots=_to_policy(got.get("snapshots", {})),
+        origin=Origin(**_known(Origin, got["origin"])) if got.get("origin") else None,
+    )
+
+
+def _to_policy(got: Mapping[str, Any]) -> SnapshotPolicy:
+    return SnapshotPolicy(
+        **_known(SnapshotPolicy, got, "keep"), keep=KeepPolicy(**_known(KeepPolicy, got.get("keep", {})))
     )
 
 
@@ -174,6 +187,7 @@ def to_execution(execution_id: str, got: Mapping[str, bytes], skew_ms: int) -> E
         wants=_to_wants(got),
         resources=Resources(**_known(Resources, json.loads(resources))) if resources else spec.resources,
         output_mode=text("output_mode") or "auto",  # type: ignore[arg-type]  # written from the same Literal
+        snapshot_id=text("snapshot_id") or None,
         egress=_to_egress(json.loads(egress)) if egress else spec.egress,
         budget=Budget(**_known(Budget, json.loads(budget))) if budget else spec.limits.budget,
         spend=Spend(*(number(name) for name in SPEND)),
@@ -186,9 +200,9 @@ def to_execution(execution_id: str, got: Mapping[str, bytes], skew_ms: int) -> E
 
 
 def _to_wants(got: Mapping[str, bytes]) -> Wants:
-    cancel, pause, hibernate, resources, interrupts = (
-        json.loads(got[name]) if got.get(name) else None
-        for name in ("want_cancel", "want_pause", "want_hibernate", "want_resources", "want_interrupts")
+    cancel, pause, hibernate, resources, interrupts, snapshots = (
+        json.loads(got[f"want_{name}"]) if got.get(f"want_{name}") else None
+        for name in ("cancel", "pause", "hibernate", "resources", "interrupts", "snapshots")
     )
     return Wants(
         cancel=CancelWant(**_known(CancelWant, cancel)) if cancel else None,
@@ -196,7 +210,13 @@ def _to_wants(got: Mapping[str, bytes]) -> Wants:
         hibernate=hibernate["id"] if hibernate else None,
         resources=ResourcesWant(**_known(ResourcesWant, resources)) if resources else None,
         interrupts=tuple(InterruptWant(**_known(InterruptWant, item)) for item in interrupts or ()),
+        snapshots=tuple(_to_snapshot_want(item) for item in snapshots or ()),
     )
+
+
+def _to_snapshot_want(got: Mapping[str, Any]) -> SnapshotWant:
+    # cjson cannot tell an empty object from an empty list
+    return SnapshotWant(got["id"], why=Why(got["why"]), name=got.get("name", ""), labels=dict(got.get("labels") or {}))
 
 
 def _known(noun: type, got: Mapping[str, Any], *but: str) -> dict[str, Any]:

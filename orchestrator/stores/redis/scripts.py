@@ -13,7 +13,7 @@ from importlib import resources
 
 from orchestrator.lifecycle import TRANSITIONS
 
-PIECES = ("clock", "transitions", "record", "queue", "calls", "intents", "life", "stream")
+PIECES = ("clock", "transitions", "record", "queue", "calls", "intents", "snapshots", "life", "stream")
 _FOLDER = resources.files(__package__).joinpath("lua")
 
 

@@ -1,4 +1,4 @@
--- needs: clock transitions record queue calls life
+-- needs: clock transitions record queue calls snapshots life
 -- Frames, the worker's own entries and a change of the record: all of it or nothing. ARGV: prefix, id, epoch, fenced,
 -- attempt, own ('' = none), first src, last src ('' = no frames), how many entries they are, the change as JSON
 -- ('' = none); then two for each entry, those of the frames first: head (its time may be -, which is now), body.
@@ -45,6 +45,9 @@ if change then
     if not to then return { 'illegal', x.state } end
   end
   if (to == 'FINISHED') ~= (change.outcome ~= nil) then return { 'outcome', x.state } end
+  if change.snapshot and snapshot_fields(change.snapshot.id) then
+    return { 'conflict', x.state, change.snapshot.id .. ' is there already' }
+  end
 end
 if nothing then return { 'ok', x.tail, x.src, x.state, 1 } end
 
@@ -85,13 +88,12 @@ if change then
     for _, name in ipairs({ 'want_cancel', 'want_pause', 'want_hibernate', 'want_resources' }) do
       if x[name] ~= '' and cjson.decode(x[name]).id == done then set(x, name, '') end
     end
-    if x.want_interrupts ~= '' then
-      local left = {}
-      for _, want in ipairs(cjson.decode(x.want_interrupts)) do
-        if want.id ~= done then left[#left + 1] = want end
-      end
-      set(x, 'want_interrupts', #left > 0 and cjson.encode(left) or '')
-    end
+    without(x, 'want_interrupts', done)
+    without(x, 'want_snapshots', done)
+  end
+  if change.snapshot then
+    keep_snapshot(x, change.snapshot)
+    without(x, 'want_snapshots', change.snapshot.id)
   end
   if to or change.unowned or x.place ~= place_of(x) then
     local now = tick()
@@ -107,7 +109,10 @@ if change then
       move(x, change.trigger, to == 'STARTING' and { owner = x.owner, epoch = x.epoch } or nil)
     end
     if to == 'HIBERNATED' then
-      if change.seen and x.inbox_tail > change.seen then wake(x, now)
+      set(x, 'want_hibernate', '')
+      local resume = x.want_pause ~= '' and not cjson.decode(x.want_pause).paused
+      if resume then set(x, 'want_pause', '') end
+      if resume or (change.seen and x.inbox_tail > change.seen) then wake(x, now)
       else lie_down(x, change.not_before and ready or 0, now) end
     elseif to == 'QUEUED' then
       lie_down(x, ready, now)

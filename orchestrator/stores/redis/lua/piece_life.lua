@@ -33,6 +33,25 @@ local function compact(x)
   end
 end
 
+-- A list of wishes without that one.
+local function without(x, name, id)
+  if x[name] == '' then return end
+  local left = {}
+  for _, want in ipairs(cjson.decode(x[name])) do
+    if want.id ~= id then left[#left + 1] = want end
+  end
+  set(x, name, #left > 0 and cjson.encode(left) or '')
+end
+
+-- Nothing will be cut any more, or not before it wakes: whoever waits for a snapshot is told so.
+local function refuse_snapshots(x, why)
+  if x.want_snapshots == '' then return end
+  for _, want in ipairs(cjson.decode(x.want_snapshots)) do
+    event(x, 'snapshot.failed', cjson.encode({ id = want.id, why = want.why, error = why }))
+  end
+  set(x, 'want_snapshots', '')
+end
+
 -- The sandbox is no longer its own: interrupts go with their attempt.
 local function end_attempt(x)
   set(x, 'want_interrupts', '')
@@ -42,6 +61,7 @@ end
 -- Last event, end marker, outcome. `outcome` is JSON.
 local function finish(x, trigger, outcome, now)
   close_calls(x)
+  refuse_snapshots(x, 'it has ended')
   move(x, trigger)
   event(x, 'execution.finished', '{"outcome":' .. outcome .. '}')
   end_marker(x)
@@ -77,6 +97,7 @@ local function lie_down(x, ready, now)
   give_up(x, ready)
   if end_unowned(x, now) then return end
   if x.state == 'HIBERNATED' then
+    refuse_snapshots(x, 'it sleeps: ' .. (x.snapshot_id ~= '' and x.snapshot_id or 'nothing') .. ' has its files as they are')
     compact(x)
     leave_place(x, now)
   else

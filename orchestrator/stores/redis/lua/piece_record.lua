@@ -1,11 +1,12 @@
 -- A record opened, changed and saved; events that a script writes itself. Needs: clock (wall).
 local TEXT = {
   'state', 'owner', 'sandbox_id', 'host', 'tenant', 'harness', 'name', 'wanted', 'want_cancel', 'want_pause',
-  'want_hibernate', 'want_resources', 'want_interrupts', 'outcome', 'output_mode', 'resources',
+  'want_hibernate', 'want_resources', 'want_interrupts', 'want_snapshots', 'snapshot_id', 'descends', 'outcome',
+  'output_mode', 'resources',
 }
 local NUMBERS = {
   'epoch', 'attempt', 'tail', 'src', 'own', 'generation', 'failures', 'inbox_tail', 'delivered', 'consumed',
-  'lease', 'ready', 'not_before', 'deadline', 'parked', 'created', 'started', 'finished',
+  'lease', 'ready', 'not_before', 'deadline', 'parked', 'created', 'started', 'finished', 'snapshots',
 }
 local FIELDS = {}
 for _, name in ipairs(TEXT) do FIELDS[#FIELDS + 1] = name end
