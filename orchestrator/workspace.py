@@ -7,7 +7,7 @@ through resolution that cannot leave it (openat2 RESOLVE_IN_ROOT | RESOLVE_NO_MA
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -154,11 +154,16 @@ class SnapshotStore(WorkspaceStore, Protocol):
 
     async def snapshot(self, sandbox_id: str, snapshot_id: str) -> None:
         """Keep `vol` as it is now under this id: whole on disk, with its name, when this returns. Nothing may write in
-        it meanwhile (its processes are frozen, or gone). Raises NotFound, DiskFull; Conflict for a volume that holds
-        other subvolumes, which a snapshot would hold empty."""
+        it meanwhile (its processes are frozen, or gone). FIFOs, sockets and devices need not be in it. Raises NotFound,
+        DiskFull; Conflict for a volume that holds other subvolumes, which a snapshot would hold empty."""
+
+    async def receive(self, snapshot_id: str, fill: Callable[[Path], None]) -> None:
+        """Keep what `fill` (blocking, in a thread) puts into the empty folder it is given, as the `vol` of this
+        snapshot: from an archive. Raises what `fill` raises, then nothing is kept; DiskFull."""
 
     async def begin(self, sandbox_id: str, snapshot_id: str, *, disk_bytes: int) -> Slot:
-        """As `prepare`, with `vol` as this snapshot has it. Raises NotFound, DiskFull."""
+        """As `prepare`, with `vol` as this snapshot has it. Raises NotFound, DiskFull; Infeasible where the store
+        cannot keep the limit, or the snapshot holds more already."""
 
     async def snapshots(self) -> Sequence[tuple[str, datetime]]:
         """Ids (`snp_…`) of all here, with the time they were made."""
@@ -168,16 +173,17 @@ class SnapshotStore(WorkspaceStore, Protocol):
 
     async def digest(self, snapshot_id: str) -> tuple[str, int, int]:
         """(sha256 hex over every path, kind, mode, link target and content in byte order of paths; bytes of all files;
-        how many entries). Reads all of it. Raises NotFound."""
+        how many entries). FIFOs, sockets and devices do not count; holes are zeros. Reads all. Raises NotFound."""
 
     async def drop(self, snapshot_id: str) -> None:
         """Remove it. What was begun from it stays as it is."""
 
     async def disk(self, sandbox_id: str) -> DiskUse:
-        """What its `vol` takes. Raises NotFound."""
+        """What its `vol` takes, not older than a few seconds, or ten times what measuring took. Raises NotFound."""
 
     async def limit(self, sandbox_id: str, disk_bytes: int) -> None:
-        """Another limit for its `vol`; 0 = none. Raises Infeasible where the store cannot, or it holds more already."""
+        """Another limit for its `vol`; 0 = none. Raises NotFound; Infeasible where the store cannot (`facts` says so:
+        then whoever owns the execution compares `disk` with the limit, and stops it), or it holds more already."""
 
 
 class Blobs(Protocol):

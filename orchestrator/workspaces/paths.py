@@ -82,10 +82,12 @@ class RegularFile:
 
 
 class VolumeFiles:
-    """The port's Files on the directory `vol`. Holds nothing open between calls."""
+    """The port's Files on the directory `vol`. Holds nothing open between calls. `read_only`: a snapshot's, which
+    nothing changes."""
 
-    def __init__(self, vol: Path) -> None:
+    def __init__(self, vol: Path, *, read_only: bool = False) -> None:
         self._vol = vol
+        self._read_only = read_only
 
     def stat(self, path: str) -> FileStat:
         name = inside(path)
@@ -134,6 +136,8 @@ class VolumeFiles:
 
     def write(self, path: str, chunks: Iterable[bytes], *, mode: int = 0o644, durable: bool = True) -> FileStat:
         """As the port says. `durable=False`: the caller syncs (many files laid in at once)."""
+        if self._read_only:
+            raise Conflict("a snapshot cannot be changed", state="snapshot", remedy="fork it, and write there")
         name = inside(path)
         folder_name, _, last = name.rpartition(b"/")
         if not folder_name:

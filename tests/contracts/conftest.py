@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
 from orchestrator.stores.redis import Keys, RedisExecutions, RedisHistory, Server
+from orchestrator.workspace import SnapshotStore
 from tests.contracts.redis_store import Store
+from tests.volume_stores import store_at
 
 
 @pytest.fixture
@@ -19,3 +22,8 @@ async def store(redis_url: str, installation: str) -> AsyncIterator[Store]:
     finally:
         await history.aclose()
         await server.aclose()
+
+
+@pytest.fixture(params=["directory"])
+def snapshot_store(request: pytest.FixtureRequest, short_dir: Path) -> SnapshotStore:
+    return store_at(request.param, short_dir)
