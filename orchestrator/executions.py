@@ -118,7 +118,16 @@ class Executions(Protocol):
     ) -> Submitted:
         """Write record, first event and queue place in one step; durable when this returns. `execution_id` is made by
         the caller, so that a lost reply is answered by asking again. Raises KeyReused, NameTaken, TooMany,
-        Gone (what this key made was removed since: it is not made again)."""
+        Gone (what this key made was removed since: it is not made again).
+
+        With `spec.origin` it is a fork: `execution.forked` is its second event, its `snapshot_id` is the one it begins
+        from, it waits for that one's host unless it is archived, and the journal's intents up to the cut are copied:
+        what ended by then stays so, what was under way at the cut is in doubt (unless it may be repeated). `rewind`:
+        `spec.name`, which is the other's, is taken over. Raises besides NotFound (no such snapshot of this tenant and
+        execution), Gone (that execution was removed), Conflict (to be rewound and not FINISHED).
+
+        A name that moves to a new execution, by a rewind or because its holder has ended, gives it the next
+        generation: a cursor into the history of before is Gone in the new one's, with `moved_to`."""
 
     async def get(self, execution_id: str) -> Execution:
         """The record by its full id. Raises NotFound."""
@@ -168,7 +177,9 @@ class Executions(Protocol):
         """All hosts with a heartbeat on record."""
 
     async def evict(self, host: str) -> Sequence[str]:
-        """Declare a host lost: each of its executions' attempts is over; answers their ids. Sweeper only."""
+        """Declare a host lost: each of its executions' attempts is over; answers their ids. The next one begins from
+        the newest archived snapshot (`snapshot_id` says which). What only waits or sleeps there, with a snapshot that
+        is nowhere else, goes on waiting for it. Sweeper only."""
 
     async def repair(self) -> Sequence[Repair]:
         """Rebuild the due indexes, names and lists from the records where they disagree; says what it did. Safe at any

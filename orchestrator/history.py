@@ -53,7 +53,9 @@ class Change:
     not_before_ms: int | None = None
     unowned: bool = False
     seen: int | None = None
-    snapshot: Snapshot | None = None  # its record, written in the same step
+    # Its record, written in the same step; it becomes `snapshot_id`, and a wish with its id is done. Conflict where the
+    # id is there already.
+    snapshot: Snapshot | None = None
     done_wants: tuple[str, ...] = ()  # ids of wishes that have their receipt now
 
 
@@ -142,7 +144,8 @@ class History(Protocol):
 
     async def read(self, execution_id: str, after: Cursor, *, limit: int = 1000, max_bytes: int = 4 << 20) -> Page:
         """A page of events with seq > after.seq, at once. Raises NotFound; Gone when `after` is before what is kept,
-        beyond the tail, or of another generation."""
+        beyond the tail, or of another generation (unless an older one's seq 0: nothing was read); with `moved_to` (this
+        execution) and `moved_from` where it belongs to the one that had the name before."""
 
     def follow(self, execution_id: str, after: Cursor, *, max_bytes: int = 1 << 20) -> AsyncIterator[Page]:
         """Pages from `after` on, live, without gap or repeat, until the closing one. An empty page is sent at once

@@ -6,15 +6,18 @@ import asyncio
 
 import pytest
 
-from orchestrator.errors import Fenced, TooMany
+from orchestrator.errors import Conflict, Fenced, TooMany
 from orchestrator.events import Cursor
-from orchestrator.execution import CancelWant, Outcome, OutcomeKind, Reason, RetryPolicy, Spec
+from orchestrator.execution import CancelWant, Limits, Outcome, OutcomeKind, Reason, RetryPolicy, Spec
 from orchestrator.executions import Claim, Nothing
+from orchestrator.harnesses import Harness
 from orchestrator.history import Change
 from orchestrator.lifecycle import ExecutionState, Trigger
+from orchestrator.snapshots import Origin
 from orchestrator.stores.redis import RedisExecutions
-from tests.contracts.redis_store import Store, lines
+from tests.contracts.redis_store import Store, lines, snapshot_of
 
+RESUMES = Harness("agent", ("agent",), resumes=True)
 CANCELLED = Outcome(OutcomeKind.CANCELLED, Reason.CANCELLED)
 
 
@@ -133,6 +136,81 @@ class TestHosts:
         await store.submitted("exe_b")
         assert await store.executions.evict("h2") == []
         assert await store.state("exe_a") is ExecutionState.RUNNING
+
+    async def test_with_an_archived_snapshot_it_goes_on_elsewhere(self, store: Store) -> None:
+        lease = await store.running(declared=RESUMES)
+        await store.cut(lease, "snp_1", own=3)
+        await store.cut(lease, "snp_2", own=4)
+        await store.cut(lease, "snp_3", own=5)
+        await store.snapshots.archived("snp_1")
+        await store.snapshots.archived("snp_2")
+        assert await store.executions.evict("h1") == ["exe_a"]
+        after = await store.executions.get("exe_a")
+        assert (after.state, after.host, after.snapshot_id) == (ExecutionState.QUEUED, None, "snp_2")
+        (lost,) = await store.told("sandbox.lost")
+        assert lost.data["snapshot"] == "snp_2"
+        await store.pass_time(60)
+        assert (await store.claimed("w2", "h2")).execution.id == "exe_a"
+
+    async def test_without_one_it_is_lost(self, store: Store) -> None:
+        lease = await store.running(declared=RESUMES)
+        await store.cut(lease, "snp_1", own=3)
+        await store.executions.evict("h1")
+        after = await store.executions.get("exe_a")
+        assert after.outcome is not None
+        assert after.outcome.reason is Reason.HOST_LOST
+
+    async def test_what_sleeps_on_a_snapshot_that_is_nowhere_else_waits_for_it(self, store: Store) -> None:
+        lease = await store.running(declared=RESUMES)
+        await store.cut(lease, "snp_1", own=3)
+        await store.snapshots.archived("snp_1")
+        await store.move(lease, Trigger.HIBERNATE, own=4)
+        await store.move(lease, Trigger.CUT, own=5, seen=0, snapshot=snapshot_of(lease, "snp_2"))
+        assert await store.executions.evict("h1") == []
+        assert (await store.executions.get("exe_a")).host == "h1"
+        await store.history.send("exe_a", "m1", b"")  # woken: the older one must do
+        assert await store.executions.evict("h1") == ["exe_a"]
+        woken = (await store.claimed("w2", "h2")).execution
+        assert (woken.id, woken.snapshot_id) == ("exe_a", "snp_1")
+
+    async def test_what_sleeps_archived_is_set_free(self, store: Store) -> None:
+        lease = await store.running(declared=RESUMES)
+        await store.move(lease, Trigger.HIBERNATE, own=3)
+        await store.move(lease, Trigger.CUT, own=4, seen=0, snapshot=snapshot_of(lease, "snp_1"))
+        await store.snapshots.archived("snp_1")
+        assert await store.executions.evict("h1") == ["exe_a"]
+        after = await store.executions.get("exe_a")
+        assert (after.state, after.host, after.snapshot_id) == (ExecutionState.HIBERNATED, None, "snp_1")
+
+    async def test_a_fork_waits_for_the_host_of_its_snapshot(self, store: Store) -> None:
+        lease = await store.running(declared=RESUMES)
+        await store.cut(lease, "snp_1", own=3)
+        origin = Origin("exe_a", "snp_1", 4)
+        deadline = Limits(deadline_s=100)
+        await store.executions.submit(Spec(declared=RESUMES, origin=origin, limits=deadline), execution_id="exe_b")
+        assert await store.executions.evict("h1") == ["exe_a"]
+        assert (await store.executions.get("exe_b")).host == "h1"
+        for _ in range(21):
+            await store.pass_time(5)
+        await store.executions.evict("h1")
+        ended = await store.executions.get("exe_b")
+        assert ended.outcome is not None
+        assert ended.outcome.reason is Reason.DEADLINE
+
+    async def test_a_fork_that_ran_goes_back_to_its_origin(self, store: Store) -> None:
+        lease = await store.running(declared=RESUMES)
+        await store.cut(lease, "snp_1", own=3)
+        origin = Origin("exe_a", "snp_1", 4)
+        await store.executions.submit(Spec(declared=RESUMES, origin=origin), execution_id="exe_b")
+        fork = (await store.claimed()).lease
+        await store.place(fork, own=1)
+        await store.move(fork, Trigger.HARNESS_STARTED, own=2, started=True)
+        await store.cut(fork, "snp_2", own=3)
+        await store.snapshots.archived("snp_1")
+        assert "exe_b" in await store.executions.evict("h1")
+        assert (await store.executions.get("exe_b")).snapshot_id == "snp_1"
+        with pytest.raises(Conflict):
+            await store.snapshots.remove("snp_1")
 
 
 class TestQuota:

@@ -37,7 +37,7 @@ from orchestrator.stores.redis.listing import Finder
 from orchestrator.stores.redis.record import dumps, of_budget, of_egress, of_spec, pairs, to_execution
 from orchestrator.stores.redis.repair import Repairer
 from orchestrator.stores.redis.snapshot_record import check_id, check_name
-from orchestrator.stores.redis.snapshots import name_taken
+from orchestrator.stores.redis.snapshots import name_taken, unknown_snapshot
 
 _SHORTEST_WAIT_S: Final = 0.05
 #: A claim has to run that often: the store's clock never advances by more than this at once.
@@ -75,7 +75,7 @@ class RedisExecutions:
         self, spec: Spec, *, execution_id: str, idempotency_key: str = "", body_digest: str = ""
     ) -> Submitted:
         fields = [item for pair in of_spec(spec).items() for item in pair]
-        deadline_s = spec.limits.deadline_s
+        deadline_s, origin = spec.limits.deadline_s, spec.origin
         answer = await self._server.run(
             "submit",
             self._keys.prefix,
@@ -89,6 +89,7 @@ class RedisExecutions:
             self._max_parked,
             dumps({"name": spec.name, "harness": spec.harness, "labels": dict(spec.labels)}),
             dumps([f"{name}={value}" for name, value in spec.labels.items()]),
+            *(("", "", "") if origin is None else (origin.execution_id, origin.snapshot_id, int(origin.rewind))),
             *fields,
         )
         match answer:
@@ -110,6 +111,22 @@ class RedisExecutions:
             case ["taken", bytes(other)]:
                 raise NameTaken(
                     f"{other.decode()} has the name {spec.name!r} and has not ended", name=spec.name, id=other.decode()
+                )
+            case ["unknown", bytes(snapshot)]:
+                raise unknown_snapshot(snapshot.decode())
+            case ["orphan"] if origin is not None:
+                raise Gone(
+                    f"{origin.execution_id} was removed: nobody knows any more which of its calls were done at"
+                    f" {origin.snapshot_id}",
+                    id=origin.execution_id,
+                    remedy="submit a new one",
+                )
+            case ["living", bytes(state)] if origin is not None:
+                raise Conflict(
+                    f"{origin.execution_id} is {state.decode()}: only the name of what has ended can be taken over",
+                    state=state.decode(),
+                    id=origin.execution_id,
+                    remedy="cancel it and wait for its end, or fork it under another name",
                 )
             case ["full", int(limit)]:
                 raise TooMany(f"{limit} executions wait for a place already", limit=limit, retry_after_s=5.0)

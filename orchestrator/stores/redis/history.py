@@ -111,7 +111,9 @@ class RedisHistory:
             _standing(self._keys, execution_id), _range(history, after.seq, count + 1)
         )
         tail, generation, closed = _stand(execution_id, told)
-        if generation != after.generation or after.seq > tail:
+        if generation != after.generation and (after.seq > 0 or after.generation > generation):
+            raise await self._elsewhere(execution_id, after)
+        if after.seq > tail:
             raise await self._gone(execution_id, f"{after} is not a place in this history")
         events: list[Event] = []
         taken = 0
@@ -192,6 +194,20 @@ class RedisHistory:
             n = int(name.partition(b"-")[0])
             messages.append(Message(n, message_id.decode(), body, mode.decode(), from_ms(int(time))))
         return messages
+
+    async def _elsewhere(self, execution_id: str, after: Cursor) -> Gone:
+        """A cursor of another generation: of the history that had this name before, or of one that began again."""
+        (before,) = await self._server.ask("HMGET", self._keys.record(execution_id), "before")
+        gone = await self._gone(execution_id, f"{after} is not a place in this history")
+        if before is None or after.generation > gone.data["generation"]:
+            return gone
+        old = before.decode()
+        return Gone(
+            f"{after} is a place in the history of {old}: its name has moved to {execution_id}",
+            **gone.data | {"remedy": f"start from the start, or read on in {old}"},
+            moved_to=execution_id,
+            moved_from=old,
+        )
 
     async def _gone(self, execution_id: str, why: str) -> Gone:
         first = await self._server.ask("XRANGE", self._keys.history(execution_id), "-", "+", "COUNT", 1)

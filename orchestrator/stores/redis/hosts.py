@@ -69,10 +69,10 @@ class Hosts:
                     execution = await self._finder.get(execution_id)
                 except NotFound:
                     break
-                outcome, after_s = _what_next(execution, host)
                 answer = await self._server.run(
                     *("evict", self._keys.prefix, execution_id, host, execution.epoch),
-                    *("" if outcome is None else of_outcome(outcome), round(after_s * 1000)),
+                    *_what_next(execution, host, archived=False),
+                    *_what_next(execution, host, archived=True),
                 )
                 if answer[0] == "changed":  # claimed meanwhile: decide again
                     continue
@@ -82,8 +82,14 @@ class Hosts:
         return evicted
 
 
-def _what_next(execution: Execution, host: str) -> tuple[Outcome | None, float]:
-    """The outcome, or None and the seconds until the next attempt. The files are on the lost host."""
+def _what_next(execution: Execution, host: str, *, archived: bool) -> tuple[str, int]:
+    """The outcome as JSON, "" = another attempt, and in how many ms. The files are on the lost host: what is left is a
+    snapshot in the archive, if there is one."""
+    outcome, after_s = _decide(execution, host, archived)
+    return "" if outcome is None else of_outcome(outcome), round(after_s * 1000)
+
+
+def _decide(execution: Execution, host: str, archived: bool) -> tuple[Outcome | None, float]:
     if execution.state is ExecutionState.STOPPING and execution.wants.cancel:
         return Outcome(OutcomeKind.CANCELLED, Reason.CANCELLED, execution.wants.cancel.reason), 0.0
     try:
@@ -96,7 +102,7 @@ def _what_next(execution: Execution, host: str) -> tuple[Outcome | None, float]:
         policy=execution.spec.retry,
         ran=execution.started_at is not None,
         resumes=resumes,
-        files_intact=False,
+        files_intact=archived,
         detail=f"host {host} was lost",
     )
     match decision:

@@ -34,7 +34,7 @@ class RedisSnapshots:
         else:
             found = await self._by_name(snapshot_id, tenant)
         if found is None:
-            raise _unknown(snapshot_id)
+            raise unknown_snapshot(snapshot_id)
         return found
 
     async def list(self, *, tenant: str, execution_id: str = "", cursor: str = "", limit: int = 100) -> SnapshotPage:
@@ -98,7 +98,7 @@ class RedisSnapshots:
             case ["taken", bytes(other)]:
                 raise name_taken(name or "", other.decode())
             case _:
-                raise _unknown(snapshot_id)
+                raise unknown_snapshot(snapshot_id)
 
     async def measured(self, snapshot_id: str, *, digest: str, size_bytes: int, files: int) -> None:
         await self._tell(snapshot_id, measures(digest, size_bytes, files))
@@ -164,7 +164,7 @@ class RedisSnapshots:
         flat = [item for pair in fields.items() for item in pair]
         answer = await self._server.run("snapshot_tell", self._keys.prefix, snapshot_id, *flat)
         if answer[0] != "ok":
-            raise _unknown(snapshot_id)
+            raise unknown_snapshot(snapshot_id)
 
 
 def name_taken(name: str, other: str) -> NameTaken:
@@ -172,7 +172,8 @@ def name_taken(name: str, other: str) -> NameTaken:
     return NameTaken(f"{other} has the name {name!r}", name=name, id=other)
 
 
-def _unknown(ref: str) -> NotFound:
+def unknown_snapshot(ref: str) -> NotFound:
+    """The error of an id, or name, that no snapshot of the tenant has."""
     return NotFound(f"no snapshot {ref!r}", kind="snapshot", id=ref)
 
 

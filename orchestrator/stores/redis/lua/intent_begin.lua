@@ -31,16 +31,18 @@ end
 if go then
   of.kind, of.effect, of.summary, of.attempt, of.run = kind, effect, summary, attempt, run
   of.state, of.begun, of.ended = 'open', wall(), nil
-  put_intent(journal, name, of)
   event(x, 'intent.recorded', cjson.encode({
     key = name, kind = kind, effect = effect, summary = summary, run = run, n = of.n,
   }))
+  of.at = x.tail
+  put_intent(journal, name, of)
 elseif of.state == 'open' then
   of.state = 'in_doubt'
-  put_intent(journal, name, of)
   event(x, 'intent.in_doubt', cjson.encode({
     key = name, kind = of.kind, effect = of.effect, summary = of.summary, attempt = of.attempt,
   }))
+  of.at = x.tail
+  put_intent(journal, name, of)
 end
 save(x)
 return { 'ok', go and 1 or 0, told_intent(journal, name) }

@@ -11,8 +11,9 @@ if not of then return { 'unknown' } end
 if of.state ~= 'done' and of.state ~= 'failed' then
   if of.run ~= ARGV[6] then return { 'conflict', of.state } end
   of.state, of.ended = ARGV[7] == '1' and 'done' or 'failed', wall()
-  put_intent(journal, name, of, ARGV[8])
   event(x, 'intent.done', cjson.encode({ key = name, state = of.state }))
+  of.at = x.tail
+  put_intent(journal, name, of, ARGV[8])
   save(x)
 end
 return { 'ok', told_intent(journal, name) }

@@ -15,6 +15,7 @@ if not in_doubt(x, of) then
 end
 of.state, of.decision, of.by, of.nonce = TO[decision], decision, ARGV[6], ARGV[7]
 of.ended = decision ~= 'retry' and wall() or nil
+of.at = x.tail + 1 -- its event's, or after the end
 put_intent(journal, name, of, decision ~= 'retry' and ARGV[5] or '')
 if x.state ~= 'FINISHED' then
   event(x, 'intent.settled', cjson.encode({ key = name, decision = decision, by = of.by }))

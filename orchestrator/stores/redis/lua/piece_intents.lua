@@ -1,5 +1,5 @@
 -- The journal of intents: the hash `{id}:intents`, whose fields are i:<key> = the intent as JSON, r:<key> = its result,
--- bytes = of both; and the list `{id}:intents:order` of its keys. Needs: record.
+-- bytes = of both; `at` in it is the seq of its last event; and the list `{id}:intents:order` of its keys. Needs: record.
 local function repeatable(effect) return effect == 'none' or effect == 'idempotent' end
 
 local function intent_of(journal, name)
@@ -30,4 +30,26 @@ local function in_doubt(x, of)
   local over = of.attempt < x.attempt
     or x.state == 'QUEUED' or x.state == 'HIBERNATED' or x.state == 'FINISHED'
   return of.state == 'open' and over and not repeatable(of.effect)
+end
+
+-- The first `upto` intents of another journal, as they stood at that event. One that changed later had been begun by then
+-- and not ended: its effect outside may be there, what it wrote into the files is not.
+local function copy_intents(from, x, upto, seq)
+  if upto < 1 then return end
+  local theirs, journal, order = key(from, 'intents'), key(x.id, 'intents'), key(x.id, 'intents:order')
+  local names, size = call('LRANGE', key(from, 'intents:order'), 0, upto - 1), 0
+  for _, name in ipairs(names) do
+    local text, result = told_intent(theirs, name)
+    local of = cjson.decode(text)
+    if (of.at or 0) > seq then
+      of.state, of.ended, of.by, of.decision, of.nonce, result = 'open', nil, nil, nil, nil, ''
+    end
+    of.attempt, of.at = 0, 0 -- of no attempt of this one, and before its first event
+    text = cjson.encode(of)
+    call('RPUSH', order, name)
+    call('HSET', journal, 'i:' .. name, text)
+    if result ~= '' then call('HSET', journal, 'r:' .. name, result) end
+    size = size + #text + #result
+  end
+  if size > 0 then call('HSET', journal, 'bytes', size) end
 end

@@ -4,7 +4,7 @@
 --   index:snapshots:of:<exe>     those of an execution, scored by their number in it (the record counts `snapshots`)
 --   index:snapshots:host:<h>     those whose files are there
 --   index:snapshots:names:<t>    "<name>\t<id>"
---   index:snapshots:begins:<id>  forks that had it for their newest at the submit
+--   index:snapshots:begins:<id>  executions that begin from it and are not its own
 -- A record's `snapshot_id` is what its next attempt begins from where its files are gone: its newest, of a fork at first
 -- the one it was forked from. `descends` is the nearest execution before it that is still there. Needs: record.
 local function snapshot_key(id) return P .. 'snapshot:' .. id end
@@ -32,6 +32,15 @@ local function name_taken(tenant, name, id)
   return nil
 end
 
+-- What x's next attempt begins from where its files are gone; '' = nothing.
+local function begin_from(x, id)
+  if x.snapshot_id ~= '' then call('ZREM', snapshots_of('begins', x.snapshot_id), x.id) end
+  if id ~= '' and call('HGET', snapshot_key(id), 'execution') ~= x.id then
+    call('ZADD', snapshots_of('begins', id), 0, x.id)
+  end
+  set(x, 'snapshot_id', id)
+end
+
 -- A new one of x. `s` has its id and all other fields as a flat list, `name` and `host` besides.
 local function keep_snapshot(x, s)
   set(x, 'snapshots', x.snapshots + 1)
@@ -41,8 +50,17 @@ local function keep_snapshot(x, s)
   call('ZADD', snapshots_of('of', x.id), x.snapshots, s.id)
   call('ZADD', snapshots_of('host', s.host), 0, s.id)
   if s.name ~= '' then call('ZADD', snapshots_of('names', x.tenant), 0, s.name .. '\t' .. s.id) end
-  if x.snapshot_id ~= '' then call('ZREM', snapshots_of('begins', x.snapshot_id), x.id) end
-  set(x, 'snapshot_id', s.id)
+  begin_from(x, s.id)
+end
+
+-- The newest whole in the archive: of x, else the one it was forked from. nil = none.
+local function newest_archived(x)
+  for _, id in ipairs(call('ZREVRANGE', snapshots_of('of', x.id), 0, -1)) do
+    if call('HGET', snapshot_key(id), 'archived') == '1' then return id end
+  end
+  local spec = cjson.decode(call('HGET', key(x.id, 'record'), 'spec'))
+  local origin = type(spec.origin) == 'table' and spec.origin.snapshot_id
+  return origin and call('HGET', snapshot_key(origin), 'archived') == '1' and origin or nil
 end
 
 -- The execution that has not ended and would begin its next attempt from it, or nil.

@@ -1,5 +1,5 @@
--- needs: clock record
--- Everything of one that has ended. ARGV: prefix, id.
+-- needs: clock record snapshots
+-- Everything of one that has ended, its snapshots too, but for those that others are still to begin from. ARGV: prefix, id.
 local id = ARGV[2]
 local x = open(id)
 if x and x.state ~= 'FINISHED' then return { 'conflict', x.state } end
@@ -10,6 +10,19 @@ if x then
       call('ZREM', P .. 'index:label:' .. x.tenant .. ':' .. name .. '=' .. value, id)
     end
   end
+  for _, snapshot in ipairs(call('ZRANGE', snapshots_of('of', id), 0, -1)) do
+    local s = snapshot_fields(snapshot)
+    if s and not needed_by(s) then drop_snapshot(snapshot) end
+  end
+  begin_from(x, '')
+  -- Its forks descend from what it descended from.
+  local forks = P .. 'index:forks:'
+  for _, fork in ipairs(call('ZRANGE', forks .. id, 0, -1)) do
+    call('HSET', key(fork, 'record'), 'descends', x.descends)
+    if x.descends ~= '' then call('ZADD', forks .. x.descends, 0, fork) end
+  end
+  call('UNLINK', forks .. id)
+  if x.descends ~= '' then call('ZREM', forks .. x.descends, id) end
   local name = x.tenant .. '\t' .. x.name
   if x.name ~= '' and call('HGET', P .. 'names', name) == id then call('HDEL', P .. 'names', name) end
   call('ZREM', P .. 'index:tenant:' .. x.tenant, id)
