@@ -6,6 +6,7 @@ CarrelError
  ├─ NotFound            not_found          no such execution, file, message, stream…
  ├─ Conflict            conflict           the thing is not in a state that allows this
  │   ├─ NameTaken       name_taken         another living execution has this name
+ │   ├─ Changed         changed            it is not (any more) what the condition names
  │   ├─ KeyReused       key_reused         an idempotency key came back with another body
  │   └─ SandboxConflict sandbox_conflict   this sandbox id exists with another spec
  ├─ TooMany             too_many           a quota or a bound is reached
@@ -74,6 +75,12 @@ class NameTaken(Conflict):
     """Another execution that has not been removed has this name. `data`: name, id."""
 
     code = "name_taken"
+
+
+class Changed(Conflict):
+    """What the condition of a write names is not so, or not any more. `data`: etag (the one it has now, "" = none)."""
+
+    code = "changed"
 
 
 class KeyReused(Conflict):

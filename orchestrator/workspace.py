@@ -7,7 +7,7 @@ through resolution that cannot leave it (openat2 RESOLVE_IN_ROOT | RESOLVE_NO_MA
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -52,7 +52,7 @@ FileKind = Literal["file", "directory", "symlink", "other"]
 @dataclass(frozen=True, slots=True)
 class FileStat:
     """`path` relative to /workspace, "/"-separated, undecodable bytes as surrogateescape. `target` of a symlink as
-    stored."""
+    stored. `etag` of a regular file: another one whenever its content may be another; "" of all else."""
 
     path: str
     kind: FileKind
@@ -60,6 +60,7 @@ class FileStat:
     mode: int
     modified_at: datetime
     target: str = ""
+    etag: str = ""
 
 
 class OpenFile(Protocol):
@@ -70,6 +71,66 @@ class OpenFile(Protocol):
 
     def read(self, offset: int, size_bytes: int) -> bytes:
         """At most `size_bytes` from `offset`; b"" at the end. Blocking (call it in a thread)."""
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class FilePage:
+    """Entries in byte order of their path. `next`: up to where was looked, "" when everything was."""
+
+    entries: Sequence[FileStat]
+    next: str = ""
+
+
+ArchiveFormat = Literal["tar", "tar.zst", "zip"]
+
+
+@dataclass(frozen=True, slots=True)
+class UnpackLimits:
+    """How much may come out of an archive: bytes, entries, and bytes out per byte in (beyond the first 64 MiB)."""
+
+    size_bytes: int
+    entries: int = 200_000
+    ratio: int = 250
+
+
+@dataclass(frozen=True, slots=True)
+class Unpacked:
+    """What came out of one."""
+
+    files: int = 0
+    directories: int = 0
+    links: int = 0
+    size_bytes: int = 0
+
+
+class Pieces(Iterator[bytes], Protocol):
+    """Bytes on their way out. Close it when it is dropped, from any thread."""
+
+    def close(self) -> None: ...
+
+
+ChangeKind = Literal["created", "modified", "removed", "overflow", "ended"]
+
+
+@dataclass(frozen=True, slots=True)
+class FileChange:
+    """`overflow`: more happened than could be told (`path` ""): list again. `ended`: what was watched is gone."""
+
+    change: ChangeKind
+    path: str = ""
+
+
+class Watch(Protocol):
+    """Changes below a folder from the moment this was made on. A rename is `removed` and `created`."""
+
+    def fileno(self) -> int:
+        """Readable when `read` has something to say."""
+
+    def read(self) -> Sequence[FileChange]:
+        """What happened since, each (change, path) once; without waiting. A folder that was made or moved in is told
+        with all that is in it."""
 
     def close(self) -> None: ...
 
@@ -88,11 +149,55 @@ class Files(Protocol):
     def list(self, path: str, *, recursive: bool = False, after: str = "", limit: int = 1000) -> Sequence[FileStat]:
         """Entries in byte order of their path, after `after`. Links are listed, never followed."""
 
+    def find(self, path: str, pattern: str, *, after: str = "", limit: int = 1000) -> FilePage:
+        """Entries anywhere below the folder `path` whose path from there fits the glob: `*` `?` `[…]` within a name,
+        `**` over any number of folders. Looks at a bounded number of entries per call: a page may be short, or empty,
+        and still have a `next`. Raises BadInput(field="glob")."""
+
     def open(self, path: str) -> OpenFile: ...
 
-    def write(self, path: str, chunks: Iterable[bytes], *, mode: int = 0o644) -> FileStat:
-        """Write whole or not at all: to a temporary name beside it, then renamed. Makes missing folders. Raises
-        DiskFull."""
+    def write(
+        self,
+        path: str,
+        chunks: Iterable[bytes],
+        *,
+        mode: int = 0o644,
+        if_match: str | None = None,
+        if_absent: bool = False,
+    ) -> FileStat:
+        """Write whole or not at all: to a temporary name beside it, then renamed. Makes missing folders.
+
+        `if_match`: only over the regular file with this etag ("*" = over any); `if_absent`: only where nothing has this
+        name. Else Changed, before a chunk is asked for and again before the rename: of two conditional writes one wins;
+        a program inside is not held up by a condition. Raises DiskFull."""
+
+    def mkdir(self, path: str) -> FileStat:
+        """A folder, with those above it. One that is there is left as it is."""
+
+    def move(self, path: str, to: str, *, overwrite: bool = False) -> FileStat:
+        """Another name for a file, link or folder, in one step; missing folders above `to` are made. `overwrite`:
+        replaces a file, or an empty folder by a folder; without it anything at `to` is a Conflict. Links are moved, not
+        followed. Raises BadInput(field="to") too."""
+
+    def remove(self, path: str, *, recursive: bool = False) -> None:
+        """A file, link, device, or empty folder; `recursive`: a folder and all in it, at once gone by its name. Links
+        are removed, not followed. Raises Conflict for a folder that is not empty, BadInput for /workspace itself."""
+
+    def archive(self, path: str, format: ArchiveFormat) -> Pieces:
+        """A folder and all below it as one archive, in pieces, in bounded memory whatever its size; names relative to
+        it. Links are kept as links. Devices, sockets and FIFOs, and what cannot be read, are left out, and files that
+        shrank while they were read are padded: the last entry, `.carrel-left-out.txt`, then says which."""
+
+    def unpack(self, path: str, chunks: Iterable[bytes], format: ArchiveFormat, limits: UnpackLimits) -> Unpacked:
+        """An archive into the folder `path`, made where it is missing. Everything is received and checked beside it
+        first; then a new folder takes its name in one rename, and into an existing one the entries are renamed one by
+        one (a crash in between leaves some of them; a program inside may see that).
+
+        Raises BadInput(field="archive") for what is no such archive, names that lead out, links that do, devices;
+        TooLarge with the figures; Conflict where a folder would replace a file or the reverse; DiskFull."""
+
+    def watch(self, path: str) -> Watch:
+        """Changes below the folder `path`. Raises TooMany where this host can watch no more."""
 
 
 class WorkspaceStore(Protocol):

@@ -30,6 +30,7 @@ STATUS: Final[dict[type[errors.CarrelError], int]] = {
     errors.TooLarge: 413,
     errors.NotFound: 404,
     errors.Conflict: 409,
+    errors.Changed: 412,
     errors.TooMany: 429,
     errors.Gone: 410,
     errors.Unauthorized: 401,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,9 +35,20 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def sync_filesystem(folder: Path) -> None:
-    """syncfs(2): one wait for all files just written, instead of one each."""
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Alone among all of this host that lock `folder`. For what takes no time: it waits."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def sync_filesystem(folder: Path | int) -> None:
+    """syncfs(2) of where `folder`, a path or open, lies: one wait for all files just written, instead of one each."""
+    descriptor = os.dup(folder) if isinstance(folder, int) else os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         if _libc.syncfs(descriptor) != 0:
             number = ctypes.get_errno()

@@ -36,14 +36,16 @@ def page(folder: int, *, after: bytes, limit: int, recursive: bool) -> list[Entr
     """At most `limit` entries whose path sorts after `after` (an entry's path, without "/" at its end)."""
     after = after.rstrip(b"/")
     found: list[Entry] = []
-    for entry in _walk(folder, after=after, limit=limit, recursive=recursive):
+    for entry in walk(folder, after=after, limit=limit, recursive=recursive):
         found.append(entry)
         if len(found) >= limit:
             break
     return found
 
 
-def _walk(folder: int, *, after: bytes, limit: int, recursive: bool) -> Iterator[Entry]:
+def walk(folder: int, *, after: bytes = b"", limit: int = 4096, recursive: bool = True) -> Iterator[Entry]:
+    """All of them, one by one; `folder` must stay open. Of every folder at most `limit` names are held at once (it is
+    read again for the next ones)."""
     # One generator of keys per level; a level's folder is open only while a batch of it is read.
     levels: list[tuple[bytes, Iterator[tuple[bytes, Entry | None]]]] = [
         (b"", _keys(folder, b"", after, limit, recursive))

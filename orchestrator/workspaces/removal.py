@@ -26,7 +26,19 @@ def remove_tree(tree: Path) -> bool:
     """Remove the folder `tree` and all in it; False when something was left (logged; asking again is safe). Blocking.
     Absent already is fine."""
     try:
-        root = _open(tree.name, tree.parent)
+        above = os.open(tree.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return True
+    try:
+        return remove_below(above, tree.name)
+    finally:
+        os.close(above)
+
+
+def remove_below(parent: int, name: str | bytes) -> bool:
+    """The same of the folder `name` in the open folder `parent`."""
+    try:
+        root = _open_in(parent, name)
     except FileNotFoundError:
         return True
     try:
@@ -34,25 +46,17 @@ def remove_tree(tree: Path) -> bool:
         for _ in range(_ROUNDS):
             left = _empty(root)
             with contextlib.suppress(OSError):
-                tree.rmdir()
+                os.rmdir(name, dir_fd=parent)
                 return True
             if left is not None:
                 break
-        log.warning("could not remove all of %s: %s", tree, left or "it is being written to")
+        log.warning("could not remove all of %r: %s", name, left or "it is being written to")
         return False
     finally:
         os.close(root)
 
 
-def _open(name: str, parent: Path) -> int:
-    above = os.open(parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        return _open_in(above, name)
-    finally:
-        os.close(above)
-
-
-def _open_in(folder: int, name: str) -> int:
+def _open_in(folder: int, name: str | bytes) -> int:
     """Of a folder whose owner took away its own permissions too (matters to an owner, not to root)."""
     try:
         return os.open(name, _FLAGS, dir_fd=folder)
