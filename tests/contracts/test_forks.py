@@ -287,6 +287,18 @@ class TestTree:
         assert await self.ids(store, "exe_d") == {"snp_a", "snp_d"}
         assert await self.ids(store, "exe_none") == set()
 
+    async def test_the_family(self, store: Store) -> None:
+        await self.family(store)
+        await store.executions.submit(forked("exe_c", "snp_c"), execution_id="exe_e")  # has none of its own yet
+        assert await store.snapshots.family("exe_a") == ["exe_a", "exe_b", "exe_c", "exe_d", "exe_e"]
+        assert await store.snapshots.family("exe_c") == ["exe_a", "exe_b", "exe_c", "exe_e"]
+        assert await store.snapshots.family("exe_d") == ["exe_a", "exe_d"]
+        await store.executions.remove("exe_b")
+        assert await store.snapshots.family("exe_c") == ["exe_a", "exe_b", "exe_c", "exe_e"]
+        await store.executions.remove("exe_c")
+        assert await store.snapshots.family("exe_a") == ["exe_a", "exe_c", "exe_d", "exe_e"]
+        assert list(await store.snapshots.family("exe_none")) == []
+
     async def test_one_removed_between_leaves_the_others_together(self, store: Store) -> None:
         await self.family(store)
         await store.executions.remove("exe_b")
@@ -294,6 +306,9 @@ class TestTree:
         assert await self.ids(store, "exe_a") == {"snp_a", "snp_c", "snp_d"}
         await store.executions.remove("exe_a")
         assert await self.ids(store, "exe_c") == {"snp_c"}
+        await store.executions.submit(forked("exe_c", "snp_c"), execution_id="exe_e")
+        await store.executions.remove("exe_c")
+        assert await self.ids(store, "exe_e") == {"snp_c"}  # which is kept for it
 
 
 class TestRemoving:

@@ -14,7 +14,7 @@ from orchestrator.errors import BadInput, Conflict, NameTaken, NotFound
 from orchestrator.snapshots import Snapshot, SnapshotPage
 from orchestrator.stores.redis.connection import Server
 from orchestrator.stores.redis.keys import Keys
-from orchestrator.stores.redis.record import dumps, pairs
+from orchestrator.stores.redis.record import dumps, pairs, to_spec
 from orchestrator.stores.redis.snapshot_record import check_name, measures, to_snapshot
 
 _PAGE: Final = 200
@@ -67,23 +67,31 @@ class RedisSnapshots:
             last = places[-1][1]
 
     async def tree(self, execution_id: str) -> Sequence[Snapshot]:
-        family = {execution_id: None}
-        above = execution_id
-        while above := (await self._server.ask("HGET", self._keys.record(above), "descends") or b"").decode():
-            if above in family:
-                break
-            family[above] = None
-        generation = [execution_id]
-        while generation:
-            below = await self._server.ask_all(*(("ZRANGE", self._keys.forks(id), 0, -1) for id in generation))
-            generation = [id.decode() for ids in below for id in ids if id.decode() not in family]
-            family |= dict.fromkeys(generation)
+        family = await self.family(execution_id)
         held = await self._server.ask_all(*(("ZRANGE", self._keys.snapshots_of(id), 0, -1) for id in family))
         found: list[Snapshot] = []
         ids = [id.decode() for some in held for id in some]
         for i in range(0, len(ids), _PAGE):
             found += await self._fetch(ids[i : i + _PAGE])
         return sorted(found, key=lambda snapshot: (snapshot.created_at, snapshot.id))
+
+    async def family(self, execution_id: str) -> Sequence[str]:
+        found = {execution_id}
+        above = execution_id
+        while above := (await self._server.ask("HGET", self._keys.record(above), "descends") or b"").decode():
+            found.add(above)
+        generation = [execution_id]
+        while generation:
+            below = await self._server.ask_all(*(("ZRANGE", self._keys.forks(id), 0, -1) for id in generation))
+            generation = [id.decode() for ids in below for id in ids if id.decode() not in found]
+            found.update(generation)
+        specs = await self._server.ask_all(*(("HGET", self._keys.record(id), "spec") for id in found))
+        if not any(specs):
+            named = await self._server.ask("EXISTS", self._keys.snapshots_of(execution_id))
+            return (execution_id,) if named else ()
+        # What a fork was made from is named in its spec, also when that was removed since.
+        found.update(origin.execution_id for spec in specs if spec and (origin := to_spec(spec).origin))
+        return sorted(found)  # ids begin with their time
 
     async def label(self, snapshot_id: str, *, name: str | None, labels: Mapping[str, str] | None) -> Snapshot:
         if name is not None:
