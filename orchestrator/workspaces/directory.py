@@ -97,3 +97,6 @@ class Folders:
     def remove(self, path: Path) -> bool:
         self._measured.pop(path, None)
         return remove_tree(path)
+
+    def tend(self, at: Path) -> None:
+        """Nothing here goes wrong by itself."""

@@ -45,7 +45,7 @@ class VolumeStore:
         await asyncio.to_thread(self._slots.remove, sandbox_id)
 
     async def list(self) -> Sequence[tuple[str, datetime]]:
-        return await asyncio.to_thread(self._slots.list)
+        return await asyncio.to_thread(self._list)
 
     def files(self, sandbox_id: str) -> Files:
         return paths.VolumeFiles(self._volume(sandbox_id))
@@ -87,6 +87,11 @@ class VolumeStore:
         await asyncio.to_thread(self._limit, self._volume(sandbox_id), disk_bytes)
 
     # -- in a thread --------------------------------------------------------------------------------------------------
+
+    def _list(self) -> Sequence[tuple[str, datetime]]:
+        if self._root.is_dir():  # whoever lists does so again and again, to sweep
+            self._volumes.tend(self._root)
+        return self._slots.list()
 
     def _facts(self) -> StoreFacts:
         there = next(folder for folder in (self._root, *self._root.parents) if folder.is_dir())

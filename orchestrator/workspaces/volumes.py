@@ -36,3 +36,6 @@ class Volumes(Protocol):
 
     def remove(self, path: Path) -> bool:
         """A folder, with any volumes in it; False when something was left (logged). Absent already is fine."""
+
+    def tend(self, at: Path) -> None:
+        """Mend what may have gone wrong by itself on the filesystem at this folder. Raises nothing."""

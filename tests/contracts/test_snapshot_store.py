@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.errors import Conflict, Infeasible, NotFound
+from orchestrator.errors import Conflict, DiskFull, Infeasible, NotFound
 from orchestrator.workspace import Files, SnapshotStore
+from tests.volume_stores import MIB
 
 
 def content(files: Files, path: str) -> bytes:
@@ -139,7 +140,7 @@ async def test_everything_a_tree_can_hold_comes_back(snapshot_store: SnapshotSto
     assert (there / odd).read_bytes() == b"odd" and (there / odd).stat().st_mode & 0o7777 == 0o4751
     assert (there / "shut").stat().st_mode & 0o7777 == 0o500
     assert (there / "one").stat().st_ino == (there / "shut" / "two").stat().st_ino
-    assert (there / "one").stat().st_ino != (base / "one").stat().st_ino
+    assert not (there / "one").samefile(base / "one")
     assert (there / "one").stat().st_nlink == 2 and (there / "one").read_bytes() == b"linked"
     assert str((there / "out").readlink()) == "/etc/passwd" and str((there / "dead").readlink()) == "nowhere\n"
     assert os.getxattr(there / "one", "user.note") == b"\0attribute"
@@ -253,10 +254,31 @@ async def test_a_limit_is_kept_or_refused(snapshot_store: SnapshotStore, vol: Pa
         assert not await snapshot_store.holds("sbx_c") and await snapshot_store.holds("sbx_a")
         await snapshot_store.limit("sbx_a", 0)
         return
-    await snapshot_store.limit("sbx_a", 8 << 20)
-    assert (await snapshot_store.disk("sbx_a")).limit_bytes == 8 << 20
-    await snapshot_store.limit("sbx_a", 0)
-    assert (await snapshot_store.disk("sbx_a")).limit_bytes == 0
+    await snapshot_store.limit("sbx_a", 8 * MIB)
+    await snapshot_store.prepare("sbx_c", inherit="sbx_a", seeds=[], disk_bytes=16 * MIB)
+    assert (await snapshot_store.disk("sbx_a")).limit_bytes == 16 * MIB, "that of its newest sandbox"
+    files = snapshot_store.files("sbx_c")
+    files.write("most", [bytes([number]) * MIB for number in range(10)])
+    with pytest.raises(DiskFull):
+        files.write("more", [bytes([number]) * MIB for number in range(10)])
+    assert [found.path for found in files.list("")] == ["artifacts", "most"]
+    assert 10 * MIB <= (await snapshot_store.disk("sbx_c")).used_bytes <= 16 * MIB
+    # What it shares with a snapshot counts as its own; a fork has its own limit, from its birth.
+    await snapshot_store.snapshot("sbx_c", "snp_1")
+    with pytest.raises(Infeasible):
+        await snapshot_store.begin("sbx_b", "snp_1", disk_bytes=8 * MIB)
+    assert not await snapshot_store.holds("sbx_b")
+    await snapshot_store.begin("sbx_b", "snp_1", disk_bytes=12 * MIB)
+    with pytest.raises(DiskFull):
+        snapshot_store.files("sbx_b").write("more", [bytes([number]) * MIB for number in range(4)])
+    with pytest.raises(Infeasible) as caught:
+        await snapshot_store.limit("sbx_c", 8 * MIB)
+    assert caught.value.data["field"] == "disk_bytes" and caught.value.data["limit"]
+    await snapshot_store.limit("sbx_c", 24 * MIB)
+    files.write("more", [bytes([number]) * MIB for number in range(10)])
+    await snapshot_store.limit("sbx_c", 0)
+    assert (await snapshot_store.disk("sbx_c")).limit_bytes == 0
+    files.write("still more", [bytes([number]) * MIB for number in range(10)])
 
 
 async def test_what_an_archive_brings_is_a_snapshot(snapshot_store: SnapshotStore, vol: Path) -> None:
