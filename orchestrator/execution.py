@@ -148,10 +148,11 @@ class FileRef:
 @dataclass(frozen=True, slots=True)
 class SnapshotPolicy:
     """When snapshots are taken by themselves, besides before every hibernation. `every_s` None = never while it runs.
-    `at_end`: when the harness has ended, before the workspace may go."""
+    `at_end`: when the harness has ended, before the workspace may go; None = where that costs nothing to speak of (a
+    store that takes one in no time, or a small workspace)."""
 
     every_s: float | None = None
-    at_end: bool = True
+    at_end: bool | None = None
     keep: KeepPolicy = field(default_factory=KeepPolicy)
 
 

@@ -27,6 +27,10 @@ Tell = Callable[[Entry], Awaitable[None]]
 class Gateway(Protocol):
     """Open for one attempt."""
 
+    @property
+    def busy(self) -> bool:
+        """A model call is under way, whether or not its client is still there."""
+
     def update(self, execution: Execution) -> None:
         """The record was read again: allowlist and budget as they are now."""
 

@@ -111,6 +111,9 @@ class Intents(Protocol):
         """In the order of `n`, those with n > after. An open one whose attempt is over reads as in_doubt (unless its
         effect is none or idempotent). Raises NotFound for the execution."""
 
+    async def last(self, execution_id: str) -> int:
+        """The `n` of the newest intent; 0 = none."""
+
     async def settle(self, execution_id: str, key: str, decision: Decision, *, result: str, by: str) -> Intent:
         """A person's decision on one in doubt (as `list` reads it); in every state of the execution. Rings its owner,
         with one `intent.settled`; after FINISHED, where nothing follows the history's end, only the journal changes.

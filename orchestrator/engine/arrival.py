@@ -47,19 +47,24 @@ _LAST_WAIT_S: Final = 1.0
 class SandboxGone(Exception):
     """This sandbox will never be reached again."""
 
-    def __init__(self, cause: Cause, detail: str) -> None:
+    def __init__(self, cause: Cause, detail: str, *, with_files: bool = False) -> None:
+        """`with_files`: and nothing of its work is left to go on from."""
         super().__init__(detail)
         self.cause = cause
         self.detail = detail
+        self.with_files = with_files
 
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """What a new attempt takes over: an earlier sandbox's files, and how much of the inbox."""
+    """What a new attempt takes over: an earlier sandbox's files or those of a snapshot, and how much of the inbox.
+    `nothing`: why there is nothing to begin with, though there has to be."""
 
     inherit: str | None = None
     inbox_base: int = 0
     resumed: bool = False
+    snapshot: str | None = None
+    nothing: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +95,11 @@ class Arrival:
 
     async def begin(self, placement: Placement, after: int) -> Arrived:
         """To an init whose harness was started, by this call or before. Raises SandboxGone; Fenced; and what
-        `WorkspaceStore.prepare` and `SandboxDriver.ensure` say no with."""
+        `SnapshotStore.prepare`, `begin` and `SandboxDriver.ensure` say no with."""
+        if placement.nothing:
+            if self._execution.started_at is None:
+                raise BadInput(placement.nothing, field="snapshot", remedy="fork from another one")
+            raise SandboxGone(Cause.SANDBOX_LOST, placement.nothing, with_files=True)
         wait_s = _FIRST_WAIT_S
         while True:
             if await asyncio.to_thread(self.spool.started):
@@ -188,12 +197,13 @@ class Arrival:
                 if placement.inherit is not None:
                     # Its attempt is over, as the record says; it must not write into files that are another's now.
                     await parts.driver.remove(placement.inherit)
-                slot = await parts.workspaces.prepare(
-                    self.sandbox_id,
-                    inherit=placement.inherit,
-                    seeds=seeds,
-                    disk_bytes=self._execution.resources.disk_bytes,
-                )
+                disk_bytes = self._execution.resources.disk_bytes
+                if placement.snapshot is not None:
+                    slot = await parts.workspaces.begin(self.sandbox_id, placement.snapshot, disk_bytes=disk_bytes)
+                else:
+                    slot = await parts.workspaces.prepare(
+                        self.sandbox_id, inherit=placement.inherit, seeds=seeds, disk_bytes=disk_bytes
+                    )
                 crash_point("after_prepare")
                 image = spec.image or harness_of(spec).image or settings.image
                 box = SandboxSpec(image, self._execution.resources, slot.path, settings.runtime)

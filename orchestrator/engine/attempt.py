@@ -21,28 +21,37 @@ from orchestrator import events
 from orchestrator.engine import ending
 from orchestrator.engine.approach import Approach
 from orchestrator.engine.arrival import Arrival, Placement, SandboxGone
+from orchestrator.engine.cadence import Cadence
 from orchestrator.engine.closing import Closing
 from orchestrator.engine.crash_point import crash_point
+from orchestrator.engine.cutting import Cutting, new_id
 from orchestrator.engine.environment import stdin_of
+from orchestrator.engine.idle import Idleness, Sample
 from orchestrator.engine.parts import Parts
 from orchestrator.engine.placing import place
 from orchestrator.engine.reading import INTERRUPT_PREFIX
 from orchestrator.engine.relay import Relay
 from orchestrator.engine.scribe import Scribe
+from orchestrator.engine.sleeping import Sleeping
 from orchestrator.engine.steering import Steering
 from orchestrator.engine.steps import (
     Cut,
+    FallAsleep,
     Finish,
+    Hibernate,
     Interrupt,
     Kill,
     Pause,
     Resize,
+    Rest,
     Resume,
     Settle,
     Step,
     StopForBudget,
     StopForCancel,
     StopForDeadline,
+    StopForDisk,
+    TakeSnapshot,
     Terminate,
     Thaw,
     View,
@@ -62,12 +71,13 @@ from orchestrator.errors import (
     Unavailable,
 )
 from orchestrator.events import Entry
-from orchestrator.execution import Execution, Outcome
+from orchestrator.execution import Execution, Outcome, SnapshotWant
 from orchestrator.harnesses import harness_of
 from orchestrator.history import Change, Lease
 from orchestrator.lifecycle import WITH_SANDBOX, ExecutionState, Trigger
 from orchestrator.link import OwnerLink, Refusal, another_owns
 from orchestrator.sandbox import Running
+from orchestrator.snapshots import Why
 
 logger = logging.getLogger(__name__)
 
@@ -101,6 +111,9 @@ class Attempt:
         self._draining = False
         now = parts.clock.monotonic()
         self._stopping = Stopping(parts.clock, execution, deadline_in_s)
+        resumes = harness_of(execution.spec).resumes
+        self._idle = Idleness(execution.spec.limits.idle_timeout_s if resumes else None, now)
+        self._cadence = Cadence(None, now)
         self._held = held
         self._look_at = now + parts.settings.look_s
         self._rest_until = now
@@ -129,6 +142,7 @@ class Attempt:
         if self.scribe.state not in WITH_SANDBOX:
             return
         self._take_places(self._execution, placement)
+        self._cadence = await Cadence.of(self._parts, self._execution)
         if self.scribe.state in (_S.STOPPING, _S.HIBERNATING):
             self._relay.exit = await self._closing.recall_exit()
         try:
@@ -148,7 +162,15 @@ class Attempt:
         self._arrival = Arrival(parts, self._lease, execution, changed, self._way_out)
         self._approach = Approach(parts, scribe, execution, self._arrival, placement, changed)
         self._wishes = Wishes(parts, scribe, execution)
-        self._closing = Closing(parts, scribe, execution, self._steering, self._stopping, self._way_out)
+        self._cutting = Cutting(
+            parts, scribe, execution, self._wishes, changed, hear=self._hear, ends=self._ends, exited=self._exited
+        )
+        self._closing = Closing(
+            parts, scribe, execution, self._steering, self._stopping, self._way_out, self._cutting
+        )
+        self._sleeping = Sleeping(
+            parts, scribe, execution, self._cutting, self._closing, self._way_out, self._exited
+        )
 
     def _handed_over(self) -> bool:
         """Everything is as another owner may find it: asked to, and no model call is under way any more."""
@@ -162,8 +184,9 @@ class Attempt:
             await self._way_out.write()
             heard = await self._hear()
             await self._look()
+            await self._watch()
             step = next_step(self._view()) if self._parts.clock.monotonic() >= self._rest_until else None
-            if step is not None:
+            if step is not None and not (self._draining and isinstance(step, Cut | TakeSnapshot)):
                 await self._do(step)
                 return
             if await self._arrive():
@@ -262,15 +285,49 @@ class Attempt:
             await self.scribe.write([Entry(events.SANDBOX_HELD, {"spool_bytes": link.spool_bytes})])
         self._told_held = link.held
 
+    async def _watch(self) -> None:
+        """Whether anything happens in it, where somebody wants it to sleep when nothing does."""
+        link, now = self._approach.link, self._parts.clock.monotonic()
+        look_at = self._idle.look_at(frozen=self._wishes.frozen)
+        if look_at is None or link is None or self.scribe.state is not _S.RUNNING:
+            return
+        if self._steering.tail > self._delivered:
+            self._idle.touched(now)
+        if now < look_at:
+            return
+        said = await link.stat()
+        usage = await self._parts.driver.usage(self._arrival.sandbox_id)
+        sample = Sample(
+            src=self.scribe.src,
+            processes=int(said["processes"]),
+            waiting_bytes=int(said["unread_stdin_bytes"]) + int(said["queued_stdin_bytes"]),
+            commands=int(said["execs"]),
+            passages=int(said["outlet_connections"]),
+            cpu_s=None if usage is None else usage.cpu_s,
+            calls=self._way_out.busy,
+        )
+        self._idle.saw(sample, now)
+
+    async def _ends(self) -> bool:
+        """Whether what is under way has lost its point: it is to end, or another's to do."""
+        with contextlib.suppress(Unavailable):
+            await self._look()
+        return self._draining or self._wants.cancel is not None or self._stopping.deadline_passed
+
+    def _exited(self) -> bool:
+        return self._relay.exit is not None
+
     def _view(self) -> View:
         stopping, link = self._stopping, self._approach.link
+        now, frozen = self._parts.clock.monotonic(), self._wishes.frozen
         return View(
             state=self.scribe.state,
             wants=self._wants,
             attempt=self.scribe.attempt,
             reachable=link is not None,
-            frozen=self._wishes.frozen or (link is None and self._arrival.frozen),
-            exited=self._relay.exit is not None,
+            frozen=frozen or (link is None and self._arrival.frozen),
+            exited=self._exited(),
+            resumes=harness_of(self._execution.spec).resumes,
             harness_started=self._started,
             deadline_passed=stopping.deadline_passed,
             budget_passed=stopping.budget_passed,
@@ -280,6 +337,9 @@ class Attempt:
             killed=stopping.killed,
             kill_passed=stopping.kill_passed,
             interrupts_sent=frozenset(self._interrupts),
+            snapshot_due=self._cadence.due(now, frozen=frozen),
+            rests=self._idle.rests(now) and not self._wishes.restless,
+            idle=self._idle.sleeps(now),
         )
 
     @property
@@ -290,6 +350,10 @@ class Attempt:
         """Until something happens, or a moment comes that was waited for."""
         now = self._parts.clock.monotonic()
         moments = [self._look_at, *self._stopping.moments(self.scribe.state)]
+        if self.scribe.state in (_S.RUNNING, _S.PAUSED) and self._approach.link is not None:
+            frozen = self._wishes.frozen
+            due = (self._cadence.moment(frozen=frozen), self._idle.look_at(frozen=frozen))
+            moments += [moment for moment in due if moment is not None]
         if self._rest_until > now:
             moments = [self._rest_until]
         with contextlib.suppress(TimeoutError):
@@ -315,6 +379,7 @@ class Attempt:
             if arrived is None:
                 return False
             self._wishes.frozen, self._started = arrived.frozen, arrived.started
+            self._idle.touched(self._parts.clock.monotonic())
             self._steering.greeted(arrived.link)
         return True
 
@@ -341,6 +406,8 @@ class Attempt:
     # -- steps -----------------------------------------------------------------------------------------------------
 
     async def _do(self, step: Step) -> None:
+        if not isinstance(step, Rest | TakeSnapshot | FallAsleep):
+            self._idle.touched(self._parts.clock.monotonic())
         match step:
             case StopForCancel():
                 reason = self._wants.cancel.reason if self._wants.cancel is not None else ""
@@ -359,8 +426,24 @@ class Attempt:
                 crash_point("after_kill")
             case Finish():
                 await self._finish()
+            case StopForDisk():
+                pass
             case Cut():
-                await self._closing.cut(self._delivered, self._relay.exit)
+                if self._exited() or self._approach.link is None:
+                    await self._sleeping.of_the_ended(self._relay.exit, self._delivered)
+                else:
+                    await self._sleeping.of_the_living(self._approach.link)
+            case Hibernate(want):
+                await self.scribe.move(Trigger.HIBERNATE, Change(done_wants=(want,)))
+                self._poked = True
+                crash_point("after_hibernating")
+            case FallAsleep():
+                await self.scribe.move(Trigger.IDLE)
+                crash_point("after_hibernating")
+            case Rest():
+                await self._wishes.rest()
+            case TakeSnapshot(wish):
+                await self._snapshot(wish or SnapshotWant(new_id(), Why.PERIODIC))
             case Pause() | Resume() | Resize():
                 await self._wishes.fulfil(step, self._approach.link)
                 self._poked = True  # what is wished next is in the record
@@ -376,6 +459,11 @@ class Attempt:
                 signum = harness_of(self._execution.spec).interrupt
                 await self._line.signal(INTERRUPT_PREFIX + interrupt.id, signum, to="group")
                 self._interrupts.add(interrupt.id)
+
+    async def _snapshot(self, want: SnapshotWant) -> None:
+        self._poked = True
+        await self._cutting.take(want, self._approach.link)
+        self._cadence.taken(self._parts.clock.monotonic(), frozen=self._wishes.frozen)
 
     async def _fell_asleep(self) -> None:
         """init is frozen with the rest: what it said before is told, and nothing more is sent for it to answer."""
@@ -402,12 +490,14 @@ class Attempt:
 
     async def _finish(self) -> None:
         """End what the harness left running, then write the end."""
+        killed = False
         if (link := self._approach.link) is not None:
             with contextlib.suppress(LinkError, TimeoutError):
                 async with asyncio.timeout(KILL_LIMIT_S):
                     await link.kill()
                     await link.stat()  # answered after the kill was done: nothing writes into the files now
-        await self._closing.finish(self._relay.exit, self._delivered)
+                    killed = True
+        await self._closing.finish(self._relay.exit, self._delivered, killed=killed)
 
     async def _steer(self) -> None:
         steering = self._steering

@@ -15,8 +15,10 @@ from orchestrator.clock import to_ms
 from orchestrator.engine import ending, recall
 from orchestrator.engine.arrival import SandboxGone, cause_of
 from orchestrator.engine.crash_point import crash_point
+from orchestrator.engine.cutting import Cutting
 from orchestrator.engine.parts import Parts
 from orchestrator.engine.reading import Exit
+from orchestrator.engine.restoring import survives
 from orchestrator.engine.scribe import Scribe
 from orchestrator.engine.steering import Steering
 from orchestrator.engine.stopping import Stopping
@@ -28,6 +30,7 @@ from orchestrator.harnesses import harness_of
 from orchestrator.history import Change
 from orchestrator.lifecycle import ExecutionState, Trigger
 from orchestrator.retry import Again, Cause, decide
+from orchestrator.snapshots import Snapshot
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +48,7 @@ class Closing:
         steering: Steering,
         stopping: Stopping,
         way_out: WayOut,
+        cutting: Cutting,
     ) -> None:
         assert execution.sandbox_id is not None
         self._parts = parts
@@ -53,11 +57,13 @@ class Closing:
         self._steering = steering
         self._stopping = stopping
         self._way_out = way_out
+        self._cutting = cutting
         self._sandbox_id = execution.sandbox_id
 
-    async def finish(self, end: Exit | None, delivered: int) -> None:
-        """STOPPING → FINISHED, with receipts, artifacts and the outcome: the cause this owner decided on, else
-        another's, which the history knows, else that a call was over budget, else how the harness ended."""
+    async def finish(self, end: Exit | None, delivered: int, *, killed: bool = False) -> None:
+        """STOPPING → FINISHED, with receipts, a snapshot, artifacts and the outcome: the cause this owner decided on,
+        else another's, which the history knows, else that a call was over budget, else how the harness ended.
+        `killed`: nothing of it runs any more."""
         cause = self._stopping.cause or await self._why_it_stops()
         if end is None:
             end = await self.recall_exit()
@@ -69,7 +75,9 @@ class Closing:
             else:
                 cause = ending.exited(end) if end is not None else _unexplained()
         outcome = ending.outcome_of(cause, end)
-        await self._write_end(Trigger.STOPPED, outcome, [], delivered)
+        inbox = delivered if end is None or end.inbox is None else end.inbox
+        told, snapshot = await self._cutting.at_end(inbox, killed=killed)
+        await self.end(Trigger.STOPPED, outcome, told, delivered, snapshot)
 
     async def killed(self, end: Exit, failures: int) -> tuple[Entry, Change] | None:
         """The harness of a running execution was ended by a signal: what is told and changed when another attempt is
@@ -84,7 +92,7 @@ class Closing:
             policy=self._execution.spec.retry,
             ran=True,
             resumes=harness.resumes,
-            files_intact=await self._parts.workspaces.holds(self._sandbox_id),
+            files_intact=await survives(self._parts, self._execution),
             detail=detail,
         )
         if not isinstance(decision, Again):
@@ -106,21 +114,11 @@ class Closing:
                 logger.warning("the store does not answer; holding", extra={"why": str(away)})
             await asyncio.sleep(_AGAIN_S)
 
-    async def cut(self, delivered: int, end: Exit | None) -> None:
-        """HIBERNATING → HIBERNATED: nothing runs, the files stay. A message that came meanwhile wakes it at once."""
-        if end is None:
-            end = await self.recall_exit()
-        seen = delivered if end is None or end.inbox is None else end.inbox
-        await self._way_out.close(self._parts.settings.drain_grace_s)
-        crash_point("before_cut_append")
-        await self._scribe.move(Trigger.CUT, Change(unowned=True, seen=seen))
-        crash_point("after_cut_append")
-
     async def lost(self, gone: SandboxGone, *, ran: bool, failures: int, delivered: int) -> None:
         """The sandbox is gone and all it left is in the history: another attempt, or the end."""
         lost = Entry(events.SANDBOX_LOST, {"reason": gone.cause.value, "detail": gone.detail})
         crash_point("before_lost_append")
-        intact = await self._parts.workspaces.holds(self._sandbox_id)
+        intact = not gone.with_files and await survives(self._parts, self._execution)
         decision = decide(
             gone.cause,
             failures=failures,
@@ -138,7 +136,8 @@ class Closing:
             await self._again(trigger, lost, decision.after_s, failures)
         else:
             trigger = Trigger.START_ABANDONED if starting else Trigger.SANDBOX_ABANDONED
-            await self._write_end(trigger, decision.outcome, [lost], delivered)
+            kept, snapshot = await self._cutting.at_end(delivered) if ran else ([], None)
+            await self.end(trigger, decision.outcome, [lost, *kept], delivered, snapshot)
         crash_point("after_lost_append")
 
     async def not_started(self, error: CarrelError, *, failures: int, delivered: int) -> None:
@@ -159,7 +158,7 @@ class Closing:
         if isinstance(decision, Again):
             await self._again(Trigger.START_FAILED, failed, decision.after_s, failures)
         else:
-            await self._write_end(Trigger.START_ABANDONED, decision.outcome, [failed], delivered)
+            await self.end(Trigger.START_ABANDONED, decision.outcome, [failed], delivered)
         crash_point("after_lost_append")
 
     async def clean_up(self) -> None:
@@ -187,10 +186,13 @@ class Closing:
         at = self._parts.clock.now() + timedelta(seconds=after_s)
         return Change(failures=failures + 1, not_before_ms=to_ms(at), unowned=True)
 
-    async def _write_end(self, trigger: Trigger, outcome: Outcome, told: list[Entry], delivered: int) -> None:
+    async def end(
+        self, trigger: Trigger, outcome: Outcome, told: list[Entry], delivered: int, snapshot: Snapshot | None = None
+    ) -> None:
+        """The last append: `told`, receipts of what never arrived, artifacts, the outcome."""
         expired, settled = await self._steering.expire("the execution ended", delivered)
         listed = await self._artifacts()
-        change = Change(outcome=outcome, unowned=True, delivered=settled if expired else None)
+        change = Change(outcome=outcome, unowned=True, delivered=settled if expired else None, snapshot=snapshot)
         crash_point("before_finish_append")
         await self._scribe.move(trigger, change, entries=[*told, *expired, *listed])
         crash_point("after_finish_append")

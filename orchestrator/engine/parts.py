@@ -10,8 +10,10 @@ from orchestrator.clock import Clock
 from orchestrator.executions import Executions
 from orchestrator.gateways import Gateways
 from orchestrator.history import History
+from orchestrator.intents import Intents
 from orchestrator.sandbox import SandboxDriver
-from orchestrator.workspace import Blobs, WorkspaceStore
+from orchestrator.snapshots import Snapshots
+from orchestrator.workspace import Blobs, SnapshotStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +33,7 @@ class WorkerSettings:
     drain_grace_s: float = 10.0
     retention_s: float = 0.0  # 0: finished executions are kept
     init_lost_after_s: float = 60.0  # a sandbox that runs but whose init cannot be reached counts as lost after that
+    cut_limit_s: float = 120.0  # so long the work stands still for a snapshot; then there is none, and it goes on
     look_s: float = 30.0  # how often a quiet execution is looked at, in case a bell or a hint was lost
     spool_limit_bytes: int = 64 << 20
     task_file: Path = Path("/run/task")
@@ -39,12 +42,14 @@ class WorkerSettings:
 @dataclass(frozen=True, slots=True)
 class Parts:
     """The ports an actor acts on. `gateways` None: sandboxes have no way out. `hashing`: so many executions at once
-    have their artifacts read, so that a few with gigabytes do not take every thread."""
+    have their artifacts or snapshots read, so that a few with gigabytes do not take every thread."""
 
     executions: Executions
     history: History
     driver: SandboxDriver
-    workspaces: WorkspaceStore
+    workspaces: SnapshotStore
+    snapshots: Snapshots
+    intents: Intents
     blobs: Blobs
     clock: Clock
     settings: WorkerSettings

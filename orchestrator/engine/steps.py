@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from orchestrator.execution import InterruptWant, ResourcesWant, Wants
+from orchestrator.execution import InterruptWant, ResourcesWant, SnapshotWant, Wants
 from orchestrator.lifecycle import ExecutionState
 
 
@@ -33,6 +33,10 @@ class View:
     killed: bool = False  # SIGKILL was sent in this epoch
     kill_passed: bool = False  # and has had its time
     interrupts_sent: frozenset[str] = frozenset()
+    snapshot_due: bool = False  # a periodic one
+    rests: bool = False  # idle for long enough to stand still
+    idle: bool = False  # and to sleep
+    disk_passed: bool = False  # its files take more than they may, in a store that cannot bound them
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +70,37 @@ class Finish:
 
 
 @dataclass(frozen=True, slots=True)
+class StopForDisk:
+    """Enter STOPPING because its files take more than they may."""
+
+
+@dataclass(frozen=True, slots=True)
 class Cut:
-    """The harness asked to sleep and has ended: HIBERNATED."""
+    """HIBERNATING: to HIBERNATED with a snapshot, or back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hibernate:
+    """Enter HIBERNATING because somebody wants it."""
+
+    want: str
+
+
+@dataclass(frozen=True, slots=True)
+class FallAsleep:
+    """Enter HIBERNATING because nothing happens."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rest:
+    """Freeze, and stay RUNNING: nothing has happened for a while."""
+
+
+@dataclass(frozen=True, slots=True)
+class TakeSnapshot:
+    """Cut, and go on. None: the periodic one."""
+
+    want: SnapshotWant | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +151,12 @@ Step = (
     | Terminate
     | Kill
     | Finish
+    | StopForDisk
     | Cut
+    | Hibernate
+    | FallAsleep
+    | Rest
+    | TakeSnapshot
     | Pause
     | Resume
     | Thaw
@@ -140,8 +178,12 @@ def next_step(view: View) -> Step | None:
         return StopForDeadline()
     if view.budget_passed and view.state is _S.RUNNING:  # one that stands still spends nothing
         return StopForBudget()
+    if view.disk_passed and view.state is _S.RUNNING:
+        return StopForDisk()
     if view.state is _S.HIBERNATING:
-        return Cut() if view.exited else None
+        if view.exited or view.reachable:
+            return Cut()
+        return Thaw() if view.frozen else None
     pause = view.wants.pause
     if view.state is _S.PAUSED and pause is not None and not pause.paused:
         return Resume(pause.id)  # where init is frozen with the rest, it is reached only after that
@@ -156,7 +198,18 @@ def _asleep(view: View) -> Step | None:
     """Nobody answers and it is frozen: perhaps init too (the engine's own pause). What needs no init can be done."""
     if view.state is not _S.PAUSED:
         return Thaw()
-    return Settle(view.wants.pause.id) if view.wants.pause is not None else None
+    wants = view.wants
+    if wants.pause is not None:
+        return Settle(wants.pause.id)
+    if wants.hibernate is not None:
+        return _hibernate(view, wants.hibernate)
+    return TakeSnapshot(wants.snapshots[0]) if wants.snapshots else None
+
+
+def _hibernate(view: View, want: str) -> Step:
+    if view.resumes:
+        return Hibernate(want)
+    return Settle(want, "this harness cannot go on from its files: it would begin anew; pause it instead")
 
 
 def _stopping(view: View) -> Step | None:
@@ -182,7 +235,12 @@ def _living(view: View) -> Step | None:
         if pause.paused and view.state is _S.RUNNING:
             return Pause(pause.id)
         return Settle(pause.id)
-    if view.frozen and view.state is _S.RUNNING:
+    if wants.hibernate is not None:
+        return _hibernate(view, wants.hibernate)
+    if wants.snapshots:
+        return TakeSnapshot(wants.snapshots[0])
+    running = view.state is _S.RUNNING
+    if view.frozen and running and (not view.rests or wants.interrupts):
         return Thaw()
     if wants.resources is not None:
         return Resize(wants.resources)
@@ -191,6 +249,8 @@ def _living(view: View) -> Step | None:
             return Settle(interrupt.id, "it was for an earlier attempt")
         if interrupt.id not in view.interrupts_sent:
             return Interrupt(interrupt)
-    if wants.hibernate is not None:
-        return Settle(wants.hibernate, "this harness cannot go on from its files: it would begin anew")
-    return None
+    if running and view.idle:
+        return FallAsleep()
+    if view.snapshot_due:
+        return TakeSnapshot(None)
+    return Rest() if running and view.rests and not view.frozen else None

@@ -93,6 +93,12 @@ class WayOut:
             return None
         return opening.result()
 
+    @property
+    def busy(self) -> bool:
+        """A model call is under way."""
+        gateway = self._gateway
+        return gateway is not None and gateway.busy
+
     def update(self, execution: Execution) -> None:
         """The record was read again."""
         self._execution = execution

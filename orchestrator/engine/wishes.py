@@ -9,6 +9,7 @@ from collections.abc import Coroutine
 from dataclasses import replace
 
 from orchestrator import events
+from orchestrator.engine.crash_point import crash_point
 from orchestrator.engine.parts import Parts
 from orchestrator.engine.scribe import Scribe
 from orchestrator.engine.steps import Pause, Resize, Resume
@@ -23,13 +24,17 @@ from orchestrator.sandbox import Fit, Running
 
 class Wishes:
     """Of one attempt. `frozen`: as far as known, everything but init stands still; `deaf`: init too.
-    `resources`: as they are now."""
+    `resources`: as they are now. `inbox_read`: the last message it had read when it was last made to stand still here.
+    `restless`: it cannot rest, init would with it."""
 
     def __init__(self, parts: Parts, scribe: Scribe, execution: Execution) -> None:
         assert execution.sandbox_id is not None
         self.frozen = False
         self.deaf = False
+        self.restless = False
+        self.inbox_read: int | None = None
         self.resources = execution.resources
+        self._workspaces = parts.workspaces
         self._driver = parts.driver
         self._scribe = scribe
         self._sandbox_id = execution.sandbox_id
@@ -50,6 +55,15 @@ class Wishes:
         await self._driver.unpause(self._sandbox_id)
         self.frozen = self.deaf = False
 
+    async def rest(self) -> None:
+        """Freeze it; nobody wished for this, and whatever comes thaws it."""
+        await self._driver.pause(self._sandbox_id)
+        self.frozen = True
+        status = await self._driver.observe(self._sandbox_id)
+        if isinstance(status, Running) and status.deaf:
+            self.restless = True
+            await self.thaw()
+
     async def settle(self, want: str, why: str) -> None:
         """The receipt of a wish that is fulfilled already (`why` empty), or will not be."""
         told = [Entry(events.WANTED, {"id": want, "refused": why})] if why else []
@@ -64,14 +78,23 @@ class Wishes:
             await self.settle(want, refused.message)
 
     async def _pause(self, want: str, link: OwnerLink) -> None:
-        await link.quiesce()  # before it too: where init freezes with the rest, this is the last it can say
+        await self.stand_still(link)
+        await self._scribe.move(Trigger.PAUSE, Change(done_wants=(want,)))
+
+    async def stand_still(self, link: OwnerLink) -> int:
+        """Freeze it; the last frame it has said by then, on disk. Raises LinkError, Unavailable: it may be frozen."""
+        said = await link.quiesce()  # before it too: where init freezes with the rest, this is the last it can say
+        crash_point("before_freeze")
+        self.frozen = True  # from here on somebody has to thaw it, whatever the engine answers
         await self._driver.pause(self._sandbox_id)
-        self.frozen = True
+        crash_point("after_freeze")
         status = await self._driver.observe(self._sandbox_id)
         self.deaf = isinstance(status, Running) and status.deaf
         if not self.deaf:
-            await link.quiesce()
-        await self._scribe.move(Trigger.PAUSE, Change(done_wants=(want,)))
+            said = await link.quiesce()
+        crash_point("after_quiesce")
+        self.inbox_read = int(said.fields["inbox"])
+        return int(said.fields["src"])
 
     async def _resume(self, want: str) -> None:
         await self.thaw()

@@ -150,6 +150,10 @@ class UnixGateway:
         self._server = server
         self._tasks = tasks
 
+    @property
+    def busy(self) -> bool:
+        return self._tasks.calling
+
     def update(self, execution: Execution) -> None:
         budget = self._front.execution.budget
         self._front.execution = execution
@@ -176,6 +180,10 @@ class _Tasks:
     def __init__(self) -> None:
         self._calls: set[asyncio.Task[None]] = set()
         self._exchanges: dict[asyncio.Task[None], Front] = {}
+
+    @property
+    def calling(self) -> bool:
+        return bool(self._calls)
 
     def start_call(self, call: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(call, name="gateway-call")

@@ -46,6 +46,10 @@ class Opened:
     under_way: asyncio.Future[None] | None = None
     graces_s: list[float] = field(default_factory=list)
 
+    @property
+    def busy(self) -> bool:
+        return self.under_way is not None and not self.under_way.done()
+
     def update(self, execution: Execution) -> None:
         self.updates.append(execution)
 

@@ -132,6 +132,9 @@ class RedisIntents:
                     found.append(intent)
             after += len(names)
 
+    async def last(self, execution_id: str) -> int:
+        return int(await self._server.ask("LLEN", self._keys.intents_order(execution_id)))
+
     async def settle(self, execution_id: str, key: str, decision: Decision, *, result: str, by: str) -> Intent:
         _check("result", result, RESULT_BYTES)
         _check("by", by, WORD_BYTES, least=1, printable=True)
