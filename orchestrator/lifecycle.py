@@ -54,6 +54,7 @@ class Trigger(StrEnum):
     EXITED = "exited"
     OOM = "oom"
     BUDGET = "budget"
+    DISK = "disk"  # its files take more than they may
     CANCEL = "cancel"
     DEADLINE = "deadline"
     SANDBOX_LOST = "sandbox_lost"  # another attempt follows
@@ -84,6 +85,7 @@ TRANSITIONS: Final[dict[tuple[ExecutionState, Trigger], ExecutionState]] = {
     (S.RUNNING, T.EXITED): S.STOPPING,
     (S.RUNNING, T.OOM): S.STOPPING,
     (S.RUNNING, T.BUDGET): S.STOPPING,
+    (S.RUNNING, T.DISK): S.STOPPING,
     (S.RUNNING, T.CANCEL): S.STOPPING,
     (S.RUNNING, T.DEADLINE): S.STOPPING,
     (S.RUNNING, T.SANDBOX_LOST): S.QUEUED,

@@ -25,6 +25,7 @@ from orchestrator.engine.cadence import Cadence
 from orchestrator.engine.closing import Closing
 from orchestrator.engine.crash_point import crash_point
 from orchestrator.engine.cutting import Cutting, new_id
+from orchestrator.engine.disk import over_limit
 from orchestrator.engine.environment import stdin_of
 from orchestrator.engine.idle import Idleness, Sample
 from orchestrator.engine.parts import Parts
@@ -78,6 +79,7 @@ from orchestrator.lifecycle import WITH_SANDBOX, ExecutionState, Trigger
 from orchestrator.link import OwnerLink, Refusal, another_owns
 from orchestrator.sandbox import Running
 from orchestrator.snapshots import Why
+from orchestrator.workspace import DiskUse
 
 logger = logging.getLogger(__name__)
 
@@ -114,6 +116,7 @@ class Attempt:
         resumes = harness_of(execution.spec).resumes
         self._idle = Idleness(execution.spec.limits.idle_timeout_s if resumes else None, now)
         self._cadence = Cadence(None, now)
+        self._over_disk: DiskUse | None = None
         self._held = held
         self._look_at = now + parts.settings.look_s
         self._rest_until = now
@@ -284,6 +287,7 @@ class Attempt:
         if link.held and not self._told_held:
             await self.scribe.write([Entry(events.SANDBOX_HELD, {"spool_bytes": link.spool_bytes})])
         self._told_held = link.held
+        self._over_disk = await over_limit(self._parts, self._arrival.sandbox_id, self._wishes.resources.disk_bytes)
 
     async def _watch(self) -> None:
         """Whether anything happens in it, where somebody wants it to sleep when nothing does."""
@@ -340,6 +344,7 @@ class Attempt:
             snapshot_due=self._cadence.due(now, frozen=frozen),
             rests=self._idle.rests(now) and not self._wishes.restless,
             idle=self._idle.sleeps(now),
+            disk_passed=self._over_disk is not None,
         )
 
     @property
@@ -427,7 +432,7 @@ class Attempt:
             case Finish():
                 await self._finish()
             case StopForDisk():
-                pass
+                await self._stop(Trigger.DISK, ending.disk_full(self._over_disk))
             case Cut():
                 if self._exited() or self._approach.link is None:
                     await self._sleeping.of_the_ended(self._relay.exit, self._delivered)

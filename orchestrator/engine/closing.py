@@ -16,6 +16,7 @@ from orchestrator.engine import ending, recall
 from orchestrator.engine.arrival import SandboxGone, cause_of
 from orchestrator.engine.crash_point import crash_point
 from orchestrator.engine.cutting import Cutting
+from orchestrator.engine.disk import over_limit
 from orchestrator.engine.parts import Parts
 from orchestrator.engine.reading import Exit
 from orchestrator.engine.restoring import survives
@@ -219,6 +220,9 @@ class Closing:
             return ending.timed_out(self._execution.spec.limits.deadline_s)
         if trigger == Trigger.BUDGET:
             return ending.over_budget(self._stopping.over_budget)
+        if trigger == Trigger.DISK:
+            limit = self._execution.resources.disk_bytes
+            return ending.disk_full(await over_limit(self._parts, self._sandbox_id, limit))
         return None
 
 

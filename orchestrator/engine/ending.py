@@ -11,7 +11,7 @@ from orchestrator.engine.reading import Exit
 from orchestrator.errors import CarrelError
 from orchestrator.events import Entry
 from orchestrator.execution import GIB, Outcome, OutcomeKind, Reason
-from orchestrator.workspace import Files
+from orchestrator.workspace import DiskUse, Files
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +36,14 @@ def timed_out(deadline_s: float | None) -> Outcome:
 def over_budget(figures: str) -> Outcome:
     """A call was refused for want of money or tokens. `figures` "" = not known any more."""
     return Outcome(OutcomeKind.FAILED, Reason.BUDGET, f"over budget: {figures}" if figures else "over budget")
+
+
+def disk_full(use: DiskUse | None) -> Outcome:
+    """Its files took more than they may. `use` None = the figures are not known any more."""
+    message = "its files took more than its disk limit"
+    if use is not None:
+        message = f"its files took {use.used_bytes} bytes, and may take {use.limit_bytes}"
+    return Outcome(OutcomeKind.FAILED, Reason.DISK_FULL, message)
 
 
 def exited(end: Exit) -> Outcome:

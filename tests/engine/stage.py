@@ -25,7 +25,17 @@ from orchestrator.execution import CancelWant, Execution, Spec
 from orchestrator.gateways import Tell
 from orchestrator.history import Lease, Sent
 from orchestrator.sandbox import Absent, SandboxDriver
-from orchestrator.stores.redis import Keys, RedisCalls, RedisExecutions, RedisHistory, Server, prepare
+from orchestrator.stores.redis import (
+    Keys,
+    RedisCalls,
+    RedisExecutions,
+    RedisHistory,
+    RedisIntents,
+    RedisSnapshots,
+    Server,
+    prepare,
+)
+from orchestrator.workspace import SnapshotStore
 from orchestrator.workspaces.blobs import DirectoryBlobs
 from orchestrator.workspaces.directory import DirectoryStore
 
@@ -202,7 +212,13 @@ def kinds(told: list[Event]) -> list[str]:
 
 @asynccontextmanager
 async def stage(
-    redis_url: str, installation: str, folder: Path, *, driver: SandboxDriver | None = None, **settings: Any
+    redis_url: str,
+    installation: str,
+    folder: Path,
+    *,
+    driver: SandboxDriver | None = None,
+    workspaces: SnapshotStore | None = None,
+    **settings: Any,
 ) -> AsyncIterator[Stage]:
     """Everything but workers, on `driver` or on boxes. At the end nothing of it is left."""
     server = Server(redis_url)
@@ -224,7 +240,9 @@ async def stage(
         executions=RedisExecutions(server, keys),
         history=history,
         driver=driver,
-        workspaces=DirectoryStore(folder / "slots"),
+        workspaces=workspaces or DirectoryStore(folder / "slots"),
+        snapshots=RedisSnapshots(server, keys),
+        intents=RedisIntents(server, keys),
         blobs=DirectoryBlobs(folder / "blobs"),
         clock=SystemClock(),
         settings=WorkerSettings(worker="w0", host="here", **given),
