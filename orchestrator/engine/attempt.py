@@ -168,12 +168,8 @@ class Attempt:
         self._cutting = Cutting(
             parts, scribe, execution, self._wishes, changed, hear=self._hear, ends=self._ends, exited=self._exited
         )
-        self._closing = Closing(
-            parts, scribe, execution, self._steering, self._stopping, self._way_out, self._cutting
-        )
-        self._sleeping = Sleeping(
-            parts, scribe, execution, self._cutting, self._closing, self._way_out, self._exited
-        )
+        self._closing = Closing(parts, scribe, execution, self._steering, self._stopping, self._way_out, self._cutting)
+        self._sleeping = Sleeping(parts, scribe, execution, self._cutting, self._closing, self._way_out, self._exited)
 
     def _handed_over(self) -> bool:
         """Everything is as another owner may find it: asked to, and no model call is under way any more."""

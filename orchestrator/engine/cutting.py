@@ -67,8 +67,8 @@ def reason(failure: BaseException) -> str:
 
 
 class Cutting:
-    """Of one attempt in one epoch. `hear`: one batch of frames into the history. `ends`: whether it is to end. `exited`:
-    whether the harness has."""
+    """Of one attempt in one epoch. `hear`: one batch of frames into the history. `ends`: whether it is to end.
+    `exited`: whether the harness has."""
 
     def __init__(
         self,
@@ -125,7 +125,9 @@ class Cutting:
         crash_point("after_snapshot_append")
         return True
 
-    async def standing_still(self, want: SnapshotWant, link: OwnerLink, mail: Callable[[int], Awaitable[bool]]) -> Snapshot:
+    async def standing_still(
+        self, want: SnapshotWant, link: OwnerLink, mail: Callable[[int], Awaitable[bool]]
+    ) -> Snapshot:
         """The same, and it stays as it is: for a sleep. `mail`: whether a message waits after the n-th; Overtaken then,
         too. The caller writes the record, or goes on."""
         async with self._bounded(False):

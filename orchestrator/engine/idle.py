@@ -1,5 +1,5 @@
-"""Whether anything happens in a sandbox: from what was seen at two moments, and since when it was nothing. Pure: time is
-an argument, and nothing is asked here.
+"""Whether anything happens in a sandbox: from what was seen at two moments, and since when it was nothing. Pure: time
+is an argument, and nothing is asked here.
 
 Idle is what waits for input: no output, no child, no message on its way to the harness, no open call to a model or
 through the outlet, no command beside it, and no CPU beyond a trace. A child that only sleeps is no idleness: somebody
@@ -48,10 +48,9 @@ def at_work(before: Sample, now: Sample, apart_s: float) -> str:
         return "connection"
     if now.calls:
         return "model"
-    if before.cpu_s is not None and now.cpu_s is not None:
-        if now.cpu_s - before.cpu_s > TRACE_S + TRACE_PART * apart_s:
-            return "cpu"
-    return ""
+    if before.cpu_s is None or now.cpu_s is None:
+        return ""
+    return "cpu" if now.cpu_s - before.cpu_s > TRACE_S + TRACE_PART * apart_s else ""
 
 
 class Idleness:

@@ -1,4 +1,4 @@
-"""HIBERNATING to HIBERNATED, or back: the cut, with the snapshot in the same append, and what to do where there is none.
+"""HIBERNATING to HIBERNATED, or back: the cut, its snapshot in the same append, and what to do where there is none.
 
 Nothing that was sent is lost on the way: a message the harness has not read wakes it, before the append as seen here,
 after it by the store itself. Does not know why it is to sleep.
