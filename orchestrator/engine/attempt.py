@@ -462,8 +462,10 @@ class Attempt:
                 self._interrupts.add(interrupt.id)
 
     async def _snapshot(self, want: SnapshotWant) -> None:
-        self._poked = True
-        await self._cutting.take(want, self._approach.link)
+        try:
+            await self._cutting.take(want, self._approach.link)
+        finally:
+            self._poked = True  # the wish is in what was read of the record meanwhile
         self._cadence.taken(self._parts.clock.monotonic(), frozen=self._wishes.frozen)
 
     async def _fell_asleep(self) -> None:

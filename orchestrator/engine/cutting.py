@@ -247,9 +247,15 @@ class Cutting:
         )
 
     async def _forget(self, snapshot_id: str) -> None:
-        """Files of an earlier try that came to its name and not into the record: they are of another moment."""
-        if any(there == snapshot_id for there, _ in await self._parts.workspaces.snapshots()):
+        """Files of an earlier try that came to their name and not into the record: they are of another moment."""
+        if not any(there == snapshot_id for there, _ in await self._parts.workspaces.snapshots()):
+            return
+        try:
+            await self._parts.snapshots.get(snapshot_id, tenant=self._execution.spec.tenant)
+        except NotFound:
             await self._parts.workspaces.drop(snapshot_id)
+        else:
+            raise Overtaken
 
     @contextlib.asynccontextmanager
     async def _bounded(self, stood_still: bool) -> AsyncGenerator[None]:

@@ -10,23 +10,28 @@ from hypothesis import strategies as st
 
 from orchestrator.engine.steps import (
     Cut,
+    FallAsleep,
     Finish,
+    Hibernate,
     Interrupt,
     Kill,
     Pause,
     Resize,
+    Rest,
     Resume,
     Settle,
     Step,
     StopForBudget,
     StopForCancel,
     StopForDeadline,
+    StopForDisk,
+    TakeSnapshot,
     Terminate,
     Thaw,
     View,
     next_step,
 )
-from orchestrator.execution import CancelWant, InterruptWant, PauseWant, ResourcesWant, Wants
+from orchestrator.execution import CancelWant, InterruptWant, PauseWant, ResourcesWant, SnapshotWant, Wants
 from orchestrator.lifecycle import WITH_SANDBOX, ExecutionState, Trigger, advance
 
 S = ExecutionState
@@ -107,7 +112,33 @@ def test_other_wishes() -> None:
 def test_sleeping() -> None:
     assert step(S.HIBERNATING, exited=True) == Cut()
     assert step(S.HIBERNATING, exited=True, reachable=False) == Cut()
-    assert step(S.HIBERNATING) is None
+    assert step(S.HIBERNATING) == Cut()
+    assert step(S.HIBERNATING, frozen=True) == Cut()
+    assert step(S.HIBERNATING, reachable=False) is None
+    assert step(S.HIBERNATING, reachable=False, frozen=True) == Thaw()
+    assert step(S.RUNNING, Wants(hibernate="h"), resumes=True, frozen=True) == Hibernate("h")
+    assert step(S.PAUSED, Wants(hibernate="h"), resumes=True, reachable=False, frozen=True) == Hibernate("h")
+    assert isinstance(step(S.RUNNING, Wants(hibernate="h")), Settle)
+
+
+def test_idle() -> None:
+    assert step(S.RUNNING, rests=True) == Rest()
+    assert step(S.RUNNING, rests=True, frozen=True) is None
+    assert step(S.RUNNING, frozen=True) == Thaw()
+    assert step(S.RUNNING, Wants(interrupts=(InterruptWant("i", 2),)), rests=True, frozen=True) == Thaw()
+    assert step(S.RUNNING, rests=True, idle=True, frozen=True) == FallAsleep()
+    assert step(S.PAUSED, rests=True, idle=True, frozen=True) is None
+
+
+def test_snapshots() -> None:
+    wish = SnapshotWant("snp_1")
+    assert step(S.RUNNING, Wants(snapshots=(wish,)), snapshot_due=True) == TakeSnapshot(wish)
+    assert step(S.PAUSED, Wants(snapshots=(wish,)), frozen=True) == TakeSnapshot(wish)
+    assert step(S.PAUSED, Wants(snapshots=(wish,)), frozen=True, reachable=False) == TakeSnapshot(wish)
+    assert step(S.RUNNING, snapshot_due=True, rests=True) == TakeSnapshot(None)
+    assert step(S.STARTING, Wants(snapshots=(wish,))) is None
+    assert step(S.RUNNING, Wants(snapshots=(wish,), hibernate="h"), resumes=True) == Hibernate("h")
+    assert step(S.RUNNING, Wants(snapshots=(wish,)), disk_passed=True) == StopForDisk()
 
 
 wants = st.builds(
@@ -126,7 +157,8 @@ views = st.builds(
     **dict.fromkeys(
         (
             *("reachable", "frozen", "exited", "harness_started", "deadline_passed", "budget_passed"),
-            *("no_grace", "asked_to_stop", "grace_passed", "killed", "kill_passed"),
+            *("no_grace", "asked_to_stop", "grace_passed", "killed", "kill_passed", "resumes"),
+            *("snapshot_due", "rests", "idle", "disk_passed"),
         ),
         st.booleans(),
     ),
@@ -136,7 +168,10 @@ TRIGGERS: dict[type[Any], Trigger] = {
     StopForDeadline: Trigger.DEADLINE,
     StopForBudget: Trigger.BUDGET,
     Finish: Trigger.STOPPED,
+    StopForDisk: Trigger.DISK,
     Cut: Trigger.CUT,
+    Hibernate: Trigger.HIBERNATE,
+    FallAsleep: Trigger.IDLE,
     Pause: Trigger.PAUSE,
     Resume: Trigger.RESUME,
 }
@@ -147,7 +182,7 @@ def test_no_step_is_impossible(view: View) -> None:
     taken = next_step(view)
     if type(taken) in TRIGGERS:
         advance(view.state, TRIGGERS[type(taken)])
-    if isinstance(taken, Terminate | Kill | Pause | Resize | Interrupt):
+    if isinstance(taken, Terminate | Kill | Pause | Resize | Interrupt | FallAsleep | Rest):
         assert view.reachable
     if isinstance(taken, Thaw):
         assert view.reachable or view.frozen
