@@ -20,12 +20,14 @@ from orchestrator.server import (
     commands,
     events,
     files,
+    forks,
     harnesses,
     health,
     journal,
     problems,
     stats,
     steering,
+    tree,
     way_out,
 )
 from orchestrator.server.auth import Authenticator
@@ -34,16 +36,23 @@ from orchestrator.server.door import OPEN_PATHS, Door
 from orchestrator.server.executions import router as executions_router
 from orchestrator.server.metrics import Timing
 from orchestrator.server.parts import Parts, ServerSettings
+from orchestrator.server.snapshots import of_executions as snapshots_of_router
+from orchestrator.server.snapshots import router as snapshots_router
 from orchestrator.server.streams import router as streams_router
+from orchestrator.snapshots import Snapshots
 from orchestrator.streams import Streams
 from orchestrator.tokens import Tokens
 from orchestrator.wire.problem import Problem
-from orchestrator.workspace import Blobs
+from orchestrator.workspace import Blobs, SnapshotStore
 
 ROUTERS: Final[tuple[APIRouter, ...]] = (
     health.router,
     executions_router,
     steering.router,
+    snapshots_router,
+    snapshots_of_router,
+    forks.router,
+    tree.router,
     way_out.router,
     journal.router,
     events.router,
@@ -67,12 +76,14 @@ def create_app(
     blobs: Blobs,
     tokens: Tokens,
     intents: Intents,
+    snapshots: Snapshots,
+    store: SnapshotStore | None = None,
     settings: ServerSettings | None = None,
     clock: Clock | None = None,
     streams: Streams | None = None,
 ) -> FastAPI:
-    """The app over these ports. It starts and closes none of them: whoever made them does. Must be made where its event
-    loop runs. Without `streams`, /v1/stream answers 404.
+    """The app over these ports; `store` is that of this host, where it has one. It starts and closes none of them: whoever
+    made them does. Must be made where its event loop runs. Without `streams`, /v1/stream answers 404.
 
     `app.state.parts.stopping` is to be set when the process begins to end (serve.py does): streams let go."""
     settings = settings or ServerSettings()
@@ -86,6 +97,8 @@ def create_app(
         settings=settings,
         clock=clock,
         intents=intents,
+        snapshots=snapshots,
+        store=store,
         streams=streams,
     )
 

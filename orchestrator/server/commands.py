@@ -18,6 +18,7 @@ from orchestrator.link import ExecExit, ExecOutput, ExecStarted, ViewerLink
 from orchestrator.server import problems
 from orchestrator.server.parts import Attacher, ThePart
 from orchestrator.server.sse import MEDIA_TYPE, Streamed, accepts_sse, until_gone, written
+from orchestrator.server.waking import awake
 from orchestrator.wire.command import ExecBody, ExecResult
 
 router = APIRouter(prefix="/v1/executions/{id}", tags=["exec"])
@@ -33,8 +34,9 @@ _STREAM_DOC: Final[dict[int | str, dict[str, Any]]] = {
 
 @router.post("/exec", response_model=ExecResult, responses=_STREAM_DOC, summary="Exec")
 async def exec_command(id: str, body: ExecBody, request: Request, parts: ThePart, caller: Attacher) -> Response:
-    """Runs as the harness's user in its sandbox, not through its history. Ends with the request, unless `detach`."""
-    execution = await parts.find(id, caller)
+    """Runs as the harness's user in its sandbox, not through its history. Ends with the request, unless `detach`. One
+    that sleeps is woken first, and its harness with it; 503 when it does not run within a minute."""
+    execution = await awake(parts, await parts.find(id, caller))
     if execution.state is ExecutionState.PAUSED:
         # Its first process would freeze with the others, and the caller would wait for ever.
         raise Conflict(f"{execution.id} is paused", state=execution.state, remedy="resume it first")

@@ -12,7 +12,7 @@ from typing import Annotated, Final, Literal
 from fastapi import APIRouter, Header, Query, Request, Response
 from ulid import ULID
 
-from orchestrator.errors import BadInput, Conflict
+from orchestrator.errors import BadInput, Conflict, NotFound
 from orchestrator.events import Cursor
 from orchestrator.execution import CancelWant, Execution, FileRef, OutcomeKind
 from orchestrator.executions import Filter
@@ -22,7 +22,8 @@ from orchestrator.server.parts import Parts, Reader, ThePart, Writer
 from orchestrator.server.waiting import first_page, preferred_wait_s
 from orchestrator.wire import bounds
 from orchestrator.wire.record import Record, RecordPage
-from orchestrator.wire.submission import FileBody, SubmitBody
+from orchestrator.wire.submission import FileBody, ResourcesBody, SubmitBody
+from orchestrator.workspace import DiskUse
 
 router = APIRouter(prefix="/v1/executions", tags=["executions"])
 
@@ -45,13 +46,7 @@ async def submit(
     idempotency_key: Annotated[str, Header(max_length=bounds.IDEMPOTENCY_KEY_CHARS)] = "",
 ) -> Record:
     """Durable when answered: 201. The same `Idempotency-Key` with the same body: 200 and the same execution."""
-    if idempotency_key and not _KEY.fullmatch(idempotency_key):
-        raise BadInput(
-            "the idempotency key has characters it may not have",
-            field="Idempotency-Key",
-            limit=f"1 to {bounds.IDEMPOTENCY_KEY_CHARS} visible ASCII characters",
-            remedy="use a UUID",
-        )
+    check_key(idempotency_key)
     spec = body.spec(
         tenant=caller.tenant,
         files=(),
@@ -60,6 +55,7 @@ async def submit(
     )
     harness = parts.settings.catalogue.get(spec.harness)
     harness.check(spec)
+    check_disk(parts, body.resources)
     files = await _files(parts, body.files)
     # Of the body, not of the spec: the installation's defaults may change between two sends of one key.
     digest = hashlib.sha256(json.dumps(body.model_dump(), sort_keys=True).encode()).hexdigest()
@@ -72,6 +68,28 @@ async def submit(
     response.status_code = 201 if submitted.created else 200
     response.headers["Location"] = f"/v1/executions/{submitted.execution.id}"
     return Record.of(submitted.execution)
+
+
+def check_key(idempotency_key: str) -> None:
+    """Raises BadInput."""
+    if idempotency_key and not _KEY.fullmatch(idempotency_key):
+        raise BadInput(
+            "the idempotency key has characters it may not have",
+            field="Idempotency-Key",
+            limit=f"1 to {bounds.IDEMPOTENCY_KEY_CHARS} visible ASCII characters",
+            remedy="use a UUID",
+        )
+
+
+def check_disk(parts: Parts, asked: ResourcesBody) -> None:
+    """A limit that nobody enforces is refused, not ignored. Raises BadInput."""
+    if asked.disk_bytes and not parts.settings.disk_limited:
+        raise BadInput(
+            "resources.disk_bytes: this installation's workspace store cannot enforce a disk limit",
+            field="resources.disk_bytes",
+            limit="0 (not limited)",
+            remedy="leave it out, or set `workspace_store = btrfs`",
+        )
 
 
 async def _files(parts: Parts, files: list[FileBody]) -> tuple[FileRef, ...]:
@@ -149,6 +167,7 @@ async def record(
     caller: Reader,
     after: Annotated[int | None, Query(ge=0, description="the `tail` the caller has seen")] = None,
     until: Annotated[Literal["changed", "ended"], Query()] = "changed",
+    disk: Annotated[bool, Query(description="measure its workspace, too; null where it lies on another host")] = False,
 ) -> Record:
     """With `Prefer: wait=N` (at most 60 s) the answer comes when the record has moved past `after` (default: as it is
     now) or has ended; with `until=ended` only when it has ended, or when the time is over."""
@@ -165,7 +184,17 @@ async def record(
             enough=lambda page: page.closed or (until == "changed" and page.tail > since),
         )
         execution = await parts.executions.get(execution.id)
-    return Record.of(execution)
+    return Record.of(execution, await _disk(parts, execution) if disk else None)
+
+
+async def _disk(parts: Parts, execution: Execution) -> DiskUse | None:
+    here = parts.store is not None and execution.host == parts.settings.host
+    if parts.store is None or not here or execution.sandbox_id is None:
+        return None
+    try:
+        return await parts.store.disk(execution.sandbox_id)
+    except NotFound:
+        return None  # it sleeps, and only its snapshot is left
 
 
 @router.delete("/{id}", status_code=204, response_class=Response, summary="Remove")
@@ -173,26 +202,26 @@ async def remove(id: str, parts: ThePart, caller: Writer, force: Annotated[bool,
     """Record, history, inbox and files of one that has ended. `force=true` ends it first, with no grace."""
     execution = await parts.find(id, caller)
     if not execution.ended and force:
-        await _end(parts, execution)
+        want = CancelWant(f"remove-{execution.id}", 0.0, "removed by force")
+        await end(parts, execution, want, wait_s=_FORCED_END_S)
     await parts.executions.remove(execution.id)
     await parts.reach.forget(execution)
     return Response(status_code=204)
 
 
-async def _end(parts: Parts, execution: Execution) -> None:
+async def end(parts: Parts, execution: Execution, want: CancelWant, *, wait_s: float) -> None:
+    """End it and wait until it has. Raises Conflict when it has not after `wait_s`."""
     try:
-        execution = await parts.executions.want(
-            execution.id, CancelWant(f"remove-{execution.id}", 0.0, "removed by force")
-        )
+        execution = await parts.executions.want(execution.id, want)
     except Conflict:
         execution = await parts.executions.get(execution.id)
     if execution.ended:
         return
     start = Cursor(execution.generation, execution.tail)
-    ended = await first_page(parts, execution.id, start, wait_s=_FORCED_END_S, enough=lambda page: page.closed)
+    ended = await first_page(parts, execution.id, start, wait_s=wait_s, enough=lambda page: page.closed)
     if ended is None:
         raise Conflict(
-            f"it was told to end and has not in {_FORCED_END_S:g} s",
+            f"it was told to end and has not in {wait_s:g} s",
             state=execution.state.value,
             remedy="see that a worker runs on its host, then try again",
         )

@@ -50,6 +50,9 @@ class Metrics:
             "carrel_encoded_events_total", "Events turned into JSON (the others were shared).", registry=registry
         )
         self.execs = Counter("carrel_execs_total", "Commands run beside harnesses.", registry=registry)
+        self.snapshots = Counter("carrel_snapshots_asked_total", "Snapshots asked for.", ("why",), registry=registry)
+        self.forks = Counter("carrel_forks_total", "Executions forked or rewound.", registry=registry)
+        self.wakes = Counter("carrel_wakes_total", "Sleeping executions woken by an exec.", registry=registry)
         self.uploaded_bytes = Counter("carrel_uploaded_bytes_total", "Bytes of uploads.", registry=registry)
         self.encoded_before = 0  # of what the counter above has been told
         self._states = Gauge("carrel_executions", "Executions by state.", ("state",), registry=registry)

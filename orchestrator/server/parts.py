@@ -6,11 +6,10 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Final, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends
 from starlette.requests import HTTPConnection
@@ -27,14 +26,13 @@ from orchestrator.reach import Reach
 from orchestrator.server.auth import Permit
 from orchestrator.server.metrics import Metrics
 from orchestrator.server.viewers import Encodings
+from orchestrator.snapshots import Snapshot, Snapshots
 from orchestrator.streams import Streams
 from orchestrator.tokens import Scope, Token, Tokens
-from orchestrator.workspace import Blobs
+from orchestrator.wire.bounds import REFERENCE
+from orchestrator.workspace import Blobs, SnapshotStore
 
 T = TypeVar("T")
-
-#: An id, a prefix of one, or a name. Anything else cannot exist and is not looked for.
-_REFERENCE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +42,9 @@ class ServerSettings:
     `allowed_hosts`: values of the Host header besides localhost, 127.0.0.1 and [::1] ("*" = any); `allowed_origins`:
     browser origins besides the server's own. A viewer that takes nothing for `stall_limit_s` is dropped; `recheck_s`:
     how often a stream that lives on asks whether its token still holds.
+    `host`: this one, as records name it, "" = none of its workspaces are here. `disk_limited`: the store can bound a
+    workspace. `wake_wait_s`: how long a request that needs a sleeping execution alive waits for it; `cut_wait_s`: how
+    long a fork from now, or a rewind, waits for the snapshot it needs.
     `long_poll_s`: how long one of a generic stream is held (the protocol's public suite expects at most 20).
     """
 
@@ -61,6 +62,10 @@ class ServerSettings:
     recheck_s: float = 30.0
     viewer_limit: int = 4096
     file_threads: int = 16
+    host: str = ""
+    disk_limited: bool = False
+    wake_wait_s: float = 60.0
+    cut_wait_s: float = 60.0
 
 
 class Parts:
@@ -77,6 +82,8 @@ class Parts:
         settings: ServerSettings,
         clock: Clock,
         intents: Intents,
+        snapshots: Snapshots,
+        store: SnapshotStore | None = None,
         streams: Streams | None = None,
     ) -> None:
         self.executions = executions
@@ -87,6 +94,8 @@ class Parts:
         self.settings = settings
         self.clock = clock
         self.intents = intents
+        self.snapshots = snapshots
+        self.store = store
         self.streams = streams
         self.metrics = Metrics()
         self.encodings = Encodings()
@@ -111,9 +120,15 @@ class Parts:
     async def find(self, ref: str, caller: Token) -> Execution:
         """The execution a path names, of the caller's tenant: another tenant's does not exist for them. Raises
         NotFound; BadInput for a prefix that fits several."""
-        if not _REFERENCE.fullmatch(ref):
+        if not REFERENCE.fullmatch(ref):
             raise NotFound("no such execution", kind="execution", id=ref[:64])
         return await self.executions.resolve(ref, tenant=caller.tenant)
+
+    async def find_snapshot(self, ref: str, caller: Token) -> Snapshot:
+        """The same for a snapshot."""
+        if not REFERENCE.fullmatch(ref):
+            raise NotFound("no such snapshot", kind="snapshot", id=ref[:64])
+        return await self.snapshots.get(ref, tenant=caller.tenant)
 
 
 def _parts(connection: HTTPConnection) -> Parts:

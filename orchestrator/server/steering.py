@@ -10,11 +10,12 @@ from typing import Annotated, Final
 from fastapi import APIRouter, Body, Request, Response
 
 from orchestrator.errors import Conflict, Infeasible, TooLarge
-from orchestrator.events import SANDBOX_RESIZED, Cursor, Event
-from orchestrator.execution import CancelWant, Execution, InterruptWant, PauseWant, ResourcesWant
+from orchestrator.events import SANDBOX_RESIZED, STATE, Cursor, Event
+from orchestrator.execution import CancelWant, Execution, HibernateWant, InterruptWant, PauseWant, ResourcesWant
 from orchestrator.executions import Want
 from orchestrator.harnesses import harness_of
 from orchestrator.history import Page
+from orchestrator.lifecycle import ExecutionState
 from orchestrator.sandbox import Fit
 from orchestrator.server.parts import Parts, ThePart, Writer
 from orchestrator.server.waiting import first_page, preferred_wait_s
@@ -23,6 +24,8 @@ from orchestrator.wire.steering import CancelBody, MessageBody, Receipt, ResizeB
 
 #: Of the 1 MiB a frame to init holds (PROTOCOL.md), less the JSON around the text.
 _FRAME_BYTES: Final = (1 << 20) - 4096
+
+_ASLEEP: Final = frozenset({ExecutionState.HIBERNATING, ExecutionState.HIBERNATED})
 
 router = APIRouter(prefix="/v1/executions/{id}", tags=["steering"])
 
@@ -102,8 +105,46 @@ async def pause(id: str, parts: ThePart, caller: Writer, body: Wish) -> Record:
 
 @router.post("/resume", status_code=202, response_model=Record, summary="Resume")
 async def resume(id: str, parts: ThePart, caller: Writer, body: Wish) -> Record:
-    """Thaw it. Receipt: the transition to RUNNING."""
+    """Thaw it; wake it where it sleeps. Receipt: the transition to RUNNING."""
     return await _wish(parts, await parts.find(id, caller), PauseWant(body.id or new_id(), paused=False))
+
+
+@router.post("/hibernate", status_code=202, response_model=Record, summary="Hibernate")
+async def hibernate(
+    id: str, request: Request, response: Response, parts: ThePart, caller: Writer, body: Wish
+) -> Record:
+    """A snapshot, then no sandbox, no memory, no process, until a message, a resume, an exec or a terminal wakes it.
+    Only of a harness that goes on with earlier work. Receipt: the transition to HIBERNATED; `Prefer: wait=N` holds the
+    answer for it: 200 when it sleeps."""
+    execution = await parts.find(id, caller)
+    if not execution.ended and not harness_of(execution.spec).resumes:
+        raise Conflict(
+            f"the harness {execution.spec.harness!r} begins anew in each sandbox: asleep, its work would be lost",
+            state=execution.state.value,
+            remedy="`pause` freezes it; or declare a harness with `resumes = true`",
+        )
+    if execution.state not in _ASLEEP:
+        try:
+            await parts.executions.want(execution.id, HibernateWant(body.id or new_id()))
+        except Conflict as refused:
+            if refused.data.get("state") not in _ASLEEP:  # it went to sleep by itself while we asked
+                raise
+    now = await parts.executions.get(execution.id)
+    if (wait_s := preferred_wait_s(request)) and now.state is not ExecutionState.HIBERNATED:
+        request.scope["carrel.held"] = True
+        start = Cursor(execution.generation, execution.tail)
+        await first_page(parts, execution.id, start, wait_s=wait_s, enough=_slept_or_not)
+        now = await parts.executions.get(execution.id)
+    response.status_code = 200 if now.state is ExecutionState.HIBERNATED else 202
+    return Record.of(now)
+
+
+def _slept_or_not(page: Page) -> bool:
+    """It sleeps, has given it up, or has ended."""
+    tried = (event.data for event in page.events if event.type == STATE)
+    return page.closed or any(
+        data.get("to") == ExecutionState.HIBERNATED or data.get("from") == ExecutionState.HIBERNATING for data in tried
+    )
 
 
 @router.patch("/resources", status_code=202, response_model=Record, summary="Resize")

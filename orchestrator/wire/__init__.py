@@ -4,6 +4,7 @@ submission   the body of a submit → Spec           record     Execution → it
 event        Event ⇄ JSON, pages                   steering   messages, wishes, receipts
 channel      frames of WS …/channel                command    exec
 files        entries, uploads, artifacts           operate    health, readiness, stats
+snapshot     snapshots, forks, the tree they make
 way_out      allowlist, budget, spend, intents
 problem      CarrelError ⇄ RFC 9457                limits     how much of everything, and the checks
 invalid      pydantic's findings → BadInput        base       times, strictness

@@ -71,6 +71,8 @@ BLOB_BYTES: Final = 4 * GIB
 DAY_S: Final = 86_400
 DEADLINE_S: Final = 366 * DAY_S
 
+#: An id, a prefix of one, or a name. Anything else cannot exist and is not looked for.
+REFERENCE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 ENV_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 LABEL_KEY: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?")
@@ -203,6 +205,22 @@ def check_name(name: str) -> str:
             remedy="use letters, digits, dots, dashes and underscores",
         )
     return name
+
+
+def check_snapshot_name(name: str) -> str:
+    if name and (not NAME.fullmatch(name) or name.startswith("snp_")):
+        refuse(
+            f"{name[:80]!r} cannot be a snapshot's name",
+            limit=f"{NAME.pattern}, not beginning with snp_",
+            remedy="use letters, digits, dots, dashes and underscores",
+        )
+    return name
+
+
+def check_reference(text: str) -> str:
+    if text and not REFERENCE.fullmatch(text):
+        refuse(f"{text[:80]!r} cannot be an id or a name", limit=REFERENCE.pattern, remedy="give its id")
+    return text
 
 
 def check_image(image: str) -> str:

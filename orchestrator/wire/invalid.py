@@ -12,7 +12,7 @@ from orchestrator.errors import BadInput
 T = TypeVar("T")
 
 #: Fields whose meaning arrives in a later version: refused by name, never ignored.
-LATER: Final = frozenset({"snapshot", "snapshots", "mcp", "secrets"})
+LATER: Final = frozenset({"mcp", "secrets"})
 SHOWN_ERRORS: Final = 20
 
 _BOUNDS = {

@@ -11,8 +11,9 @@ from orchestrator.events import Cursor
 from orchestrator.execution import OutcomeKind, Reason
 from orchestrator.lifecycle import ExecutionState
 from orchestrator.wire.shape import AnswerModel, Moment
-from orchestrator.wire.submission import LimitsBody, ResourcesBody, RetryBody
+from orchestrator.wire.submission import LimitsBody, ResourcesBody, RetryBody, SnapshotsBody
 from orchestrator.wire.way_out import BudgetAnswer, EgressAnswer, OnBudget, SpendAnswer
+from orchestrator.workspace import DiskUse
 
 
 class OutcomeAnswer(AnswerModel):
@@ -113,6 +114,14 @@ class InterruptAnswer(AnswerModel):
     attempt: int
 
 
+class SnapshotWantAnswer(AnswerModel):
+    """`id`: of the snapshot to be."""
+
+    id: str
+    why: str
+    name: str = ""
+
+
 class WantsAnswer(AnswerModel):
     """Wishes that have no receipt yet."""
 
@@ -121,6 +130,7 @@ class WantsAnswer(AnswerModel):
     hibernate: str | None = None
     resources: ResourcesWantAnswer | None = None
     interrupts: list[InterruptAnswer] = Field(default_factory=list)
+    snapshots: list[SnapshotWantAnswer] = Field(default_factory=list)
 
     @classmethod
     def of(cls, wants: execution.Wants) -> WantsAnswer:
@@ -135,7 +145,42 @@ class WantsAnswer(AnswerModel):
             if resources
             else None,
             interrupts=[InterruptAnswer(id=want.id, attempt=want.attempt) for want in wants.interrupts],
+            snapshots=[SnapshotWantAnswer(id=want.id, why=want.why, name=want.name) for want in wants.snapshots],
         )
+
+
+class KeepAnswer(AnswerModel):
+    last: int
+    days: int
+
+
+class SnapshotsAnswer(AnswerModel):
+    """When they are taken by themselves, besides before every sleep, and which of those stay."""
+
+    every_s: float | None = None
+    at_end: bool = True
+    keep: KeepAnswer
+
+
+class OriginAnswer(AnswerModel):
+    """The snapshot it began from; `rewind`: it took the name over."""
+
+    execution_id: str
+    snapshot_id: str
+    seq: int
+    rewind: bool = False
+
+
+class DiskAnswer(AnswerModel):
+    """What its workspace takes, as its host's store says; `limit_bytes` 0 = none, `files` null = not counted."""
+
+    used_bytes: int
+    limit_bytes: int = 0
+    files: int | None = None
+
+    @classmethod
+    def of(cls, use: DiskUse) -> DiskAnswer:
+        return cls(used_bytes=use.used_bytes, limit_bytes=use.limit_bytes, files=use.files)
 
 
 class Record(AnswerModel):
@@ -169,6 +214,12 @@ class Record(AnswerModel):
     budget: BudgetAnswer = Field(default_factory=BudgetAnswer)
     spend: SpendAnswer = Field(default_factory=SpendAnswer)
     over_budget: str = Field(default="", description='figures of the call that was refused or is held; "" = within')
+    snapshots: SnapshotsAnswer | None = None
+    snapshot_id: str | None = Field(default=None, description="its newest")
+    forked_from: OriginAnswer | None = None
+    disk: DiskAnswer | None = Field(
+        default=None, description="only where it was asked for, on the workspace's own host"
+    )
     tail: int = 0
     generation: int = 1
     cursor: str = Field(description="the place in the history right after its last event, as `?after=` takes it")
@@ -185,8 +236,8 @@ class Record(AnswerModel):
         return self.state is ExecutionState.FINISHED
 
     @classmethod
-    def of(cls, found: execution.Execution) -> Record:
-        spec = found.spec
+    def of(cls, found: execution.Execution, disk: DiskUse | None = None) -> Record:
+        spec, origin = found.spec, found.spec.origin
         return cls(
             id=found.id,
             name=spec.name,
@@ -219,6 +270,17 @@ class Record(AnswerModel):
             budget=BudgetAnswer.of(found.budget),
             spend=SpendAnswer.of(found.spend),
             over_budget=found.over_budget,
+            snapshots=SnapshotsAnswer.model_validate(SnapshotsBody.of(spec.snapshots).model_dump()),
+            snapshot_id=found.snapshot_id,
+            forked_from=OriginAnswer(
+                execution_id=origin.execution_id,
+                snapshot_id=origin.snapshot_id,
+                seq=origin.seq,
+                rewind=origin.rewind,
+            )
+            if origin
+            else None,
+            disk=DiskAnswer.of(disk) if disk else None,
             tail=found.tail,
             generation=found.generation,
             cursor=str(Cursor(found.generation, found.tail)),

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from orchestrator import execution
+from orchestrator import execution, snapshots
 from orchestrator.wire import bounds
 from orchestrator.wire.shape import RequestModel, Text
 from orchestrator.wire.way_out import EgressBody, OnBudget, Usd, micros_of, tokens_field, usd_field, usd_of
@@ -23,15 +23,18 @@ Env = Annotated[dict[Text, Text], AfterValidator(bounds.check_env)]
 DEFAULT_RESOURCES: Final = execution.Resources()
 DEFAULT_LIMITS: Final = execution.Limits()
 DEFAULT_RETRY: Final = execution.RetryPolicy()
+DEFAULT_SNAPSHOTS: Final = execution.SnapshotPolicy()
+#: Less than this, and a harness cannot even keep its own state.
+DISK_LEAST_BYTES: Final = 1 * bounds.MIB
 
 
-def disk_is_unlimited(disk_bytes: int) -> int:
-    """The directory store has no quota: a limit that nobody enforces is refused, not ignored."""
-    if disk_bytes:
+def check_disk(disk_bytes: int) -> int:
+    """Whether the installation's store can bound it, the server asks."""
+    if disk_bytes and disk_bytes < DISK_LEAST_BYTES:
         bounds.refuse(
-            "this installation's workspace store cannot enforce a disk limit",
-            limit="0 (not limited)",
-            remedy="leave it out",
+            f"{disk_bytes} bytes are too few for a workspace",
+            limit=f"0 (not limited), or at least {DISK_LEAST_BYTES}",
+            remedy="ask for more",
         )
     return disk_bytes
 
@@ -51,7 +54,7 @@ class ResourcesBody(RequestModel):
     pids: int = Field(default=DEFAULT_RESOURCES.pids, ge=16, le=4_194_304)
     nofile: int = Field(default=DEFAULT_RESOURCES.nofile, ge=64, le=1_048_576)
     tmp_bytes: int = Field(default=DEFAULT_RESOURCES.tmp_bytes, ge=1 * bounds.MIB, le=1024 * bounds.GIB)
-    disk_bytes: Annotated[int, AfterValidator(disk_is_unlimited)] = 0
+    disk_bytes: Annotated[int, AfterValidator(check_disk)] = Field(default=0, ge=0, le=64 * 1024 * bounds.GIB)
 
     def noun(self, defaults: execution.Resources = DEFAULT_RESOURCES) -> execution.Resources:
         """What was not said comes from the installation's `defaults`."""
@@ -132,6 +135,31 @@ class RetryBody(RequestModel):
         )
 
 
+class KeepBody(RequestModel):
+    """Which of the snapshots nobody asked for stay: the newest `last`, and of each of the newest `days` days its last.
+    Those asked for, or named, stay anyway."""
+
+    last: int = Field(default=DEFAULT_SNAPSHOTS.keep.last, ge=1, le=1000)
+    days: int = Field(default=DEFAULT_SNAPSHOTS.keep.days, ge=0, le=3660)
+
+
+class SnapshotsBody(RequestModel):
+    """When snapshots are taken by themselves, besides before every sleep. `every_s` null = never while it runs;
+    `at_end`: when the harness has ended."""
+
+    every_s: float | None = Field(default=DEFAULT_SNAPSHOTS.every_s, ge=1, le=bounds.DEADLINE_S)
+    at_end: bool = DEFAULT_SNAPSHOTS.at_end
+    keep: KeepBody = Field(default_factory=KeepBody)
+
+    def noun(self) -> execution.SnapshotPolicy:
+        return execution.SnapshotPolicy(self.every_s, self.at_end, snapshots.KeepPolicy(self.keep.last, self.keep.days))
+
+    @classmethod
+    def of(cls, policy: execution.SnapshotPolicy) -> SnapshotsBody:
+        keep = KeepBody.model_construct(last=policy.keep.last, days=policy.keep.days)
+        return cls.model_construct(every_s=policy.every_s, at_end=policy.at_end, keep=keep)
+
+
 class FileBody(RequestModel):
     """A file to lay into the workspace: content by digest of an uploaded blob, or inline as `text` or `data_b64`.
     `mode` is octal text."""
@@ -178,6 +206,7 @@ class SubmitBody(RequestModel):
     output: Literal["auto", "bytes", "jsonl"] | None = None
     model: Model = ""
     egress: EgressBody = Field(default_factory=lambda: EgressBody())
+    snapshots: SnapshotsBody = Field(default_factory=lambda: SnapshotsBody())
 
     @model_validator(mode="after")
     def _fits_together(self) -> SubmitBody:
@@ -244,5 +273,6 @@ class SubmitBody(RequestModel):
             output=self.output,
             model=self.model,
             egress=self.egress.noun(),
+            snapshots=self.snapshots.noun(),
             tenant=tenant,
         )
