@@ -188,6 +188,7 @@ def app_of(parts: Installed) -> FastAPI:
         blobs=parts.blobs,
         tokens=parts.tokens,
         intents=parts.intents,
+        snapshots=parts.snapshots,
         streams=parts.streams,
         clock=parts.clock,
         settings=ServerSettings(
@@ -197,6 +198,7 @@ def app_of(parts: Installed) -> FastAPI:
             upload_limit_bytes=settings.upload_limit_bytes,
             default_resources=settings.default_resources,
             default_limits=settings.default_limits,
+            host=settings.host_name,
             catalogue=load_catalogue(Path(settings.harness_dir).expanduser() if settings.harness_dir else None),
         ),
     )

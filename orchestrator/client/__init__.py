@@ -10,8 +10,10 @@
 | file | room |
 |---|---|
 | `exchange` | one HTTP exchange as data; the steps the core asks its skin for |
-| `requests` `answers` | every call of the API as a Request; what its answer means |
-| `calls` `waiting` `following` `executing` `downloading` | the core: retries, cursors, endings; generators of steps |
+| `requests` `snapshot_requests` `answers` | every call of the API as a Request; what its answer means |
+| `spelling` | path, body, preference and key of a request |
+| `calls` `waiting` `snapshotting` `following` | the core: retries, cursors, endings; generators of steps |
+| `executing` `downloading` | the same, of one command and one file |
 | `sse` `patience` `address` `uploads` | decoder, backoff, where a server is, local content |
 | `transport` | carries out one step with httpx; decides nothing |
 | `sync` `aio` `sync_files` `aio_files` | the two skins |

@@ -14,19 +14,21 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from orchestrator import profile
-from orchestrator.client import address, calls, downloading, executing, following, requests, uploads
+from orchestrator.client import address, calls, downloading, executing, following, requests, snapshot_requests, uploads
 from orchestrator.client.aio_files import AsyncArtifacts, AsyncFiles
 from orchestrator.client.answers import HistoryPage
 from orchestrator.client.channel import ChannelCore
 from orchestrator.client.exchange import Call, Emit, Request, Sleep, Stream
 from orchestrator.client.following import Batch
 from orchestrator.client.patience import FOR_EVER, Patience
+from orchestrator.client.snapshotting import take_snapshot
 from orchestrator.client.transport import SILENCE_S, AsyncTransport
 from orchestrator.client.waiting import wait_until_ended
 from orchestrator.events import Event
 from orchestrator.wire.command import ExecResult
 from orchestrator.wire.operate import HarnessAnswer, Health, Readiness, Stats
 from orchestrator.wire.record import Record, RecordPage
+from orchestrator.wire.snapshot import SnapshotAnswer, TreeAnswer
 from orchestrator.wire.steering import Receipt
 from orchestrator.wire.way_out import IntentAnswer
 
@@ -155,6 +157,31 @@ class AsyncClient:
             if not cursor:
                 return
 
+    async def snapshots(self, execution: str = "") -> AsyncGenerator[SnapshotAnswer, None]:
+        """See sync.Client.snapshots."""
+        cursor = ""
+        while True:
+            page = await self.call(snapshot_requests.snapshots(execution, cursor=cursor))
+            for snapshot in page.snapshots:
+                yield snapshot
+            cursor = page.next
+            if not cursor:
+                return
+
+    async def snapshot(self, ref: str) -> SnapshotAnswer:
+        """See sync.Client.snapshot."""
+        return await self.call(snapshot_requests.snapshot_record(ref))
+
+    async def label_snapshot(
+        self, ref: str, *, name: str | None = None, labels: Mapping[str, str] | None = None
+    ) -> SnapshotAnswer:
+        """See sync.Client.label_snapshot."""
+        return await self.call(snapshot_requests.snapshot_words(ref, name=name, labels=labels))
+
+    async def delete_snapshot(self, ref: str) -> None:
+        """See sync.Client.delete_snapshot."""
+        await self.call(snapshot_requests.snapshot_delete(ref))
+
     async def upload(self, source: bytes | Path, path: str, *, mode: int | None = None) -> Mapping[str, Any]:
         """See sync.Client.upload."""
         file = await asyncio.to_thread(uploads.source, source, path, mode=mode)
@@ -202,9 +229,9 @@ class AsyncExecution:
         self.record = record
         return record
 
-    async def refresh(self) -> Record:
+    async def refresh(self, *, disk: bool = False) -> Record:
         """See sync.Execution.refresh."""
-        return self._kept(await self._client.call(requests.get(self.id)))
+        return self._kept(await self._client.call(requests.get(self.id, disk=disk)))
 
     async def wait(self, timeout_s: float | None = None) -> Record:
         """See sync.Execution.wait."""
@@ -252,9 +279,49 @@ class AsyncExecution:
         """See sync.Execution.resume."""
         return self._kept(await self._client.call(requests.wish(self.id, "resume", id=id)))
 
-    async def hibernate(self, *, id: str = "") -> Record:
+    async def hibernate(self, *, hold_s: float = 0.0, id: str = "") -> Record:
         """See sync.Execution.hibernate."""
-        return self._kept(await self._client.call(requests.wish(self.id, "hibernate", id=id)))
+        return self._kept(await self._client.call(requests.wish(self.id, "hibernate", id=id, hold_s=hold_s)))
+
+    async def snapshot(
+        self,
+        *,
+        name: str = "",
+        labels: Mapping[str, str] | None = None,
+        timeout_s: float | None = None,
+        key: str = "",
+    ) -> SnapshotAnswer:
+        """See sync.Execution.snapshot."""
+        return await self._client.finish(
+            take_snapshot(
+                self.id,
+                name=name,
+                labels=labels,
+                key=key,
+                timeout_s=timeout_s,
+                patience=self._client._patience,
+                clock=self._client._clock,
+                url=self._client.address.url,
+            )
+        )
+
+    def snapshots(self) -> AsyncGenerator[SnapshotAnswer, None]:
+        """See sync.Execution.snapshots."""
+        return self._client.snapshots(self.id)
+
+    async def fork(self, *, count: int = 1, key: str = "", **changes: Any) -> Sequence[AsyncExecution]:
+        """See sync.Execution.fork."""
+        made = await self._client.call(snapshot_requests.fork(self.id, {**changes, "count": count}, key=key))
+        return [AsyncExecution(self._client, record.id, record) for record in made.executions]
+
+    async def rewind(self, snapshot: str, *, key: str = "") -> AsyncExecution:
+        """See sync.Execution.rewind."""
+        made = (await self._client.call(snapshot_requests.rewind(self.id, snapshot, key=key))).executions[0]
+        return AsyncExecution(self._client, made.id, made)
+
+    async def tree(self) -> TreeAnswer:
+        """See sync.Execution.tree."""
+        return await self._client.call(snapshot_requests.tree(self.id))
 
     async def resources(
         self,

@@ -19,6 +19,7 @@ from orchestrator.wire.operate import HarnessList, Health, Readiness, Stats
 from orchestrator.wire.problem import error_of
 from orchestrator.wire.record import Record, RecordPage
 from orchestrator.wire.shape import AnswerModel
+from orchestrator.wire.snapshot import ForkAnswer, SnapshotAnswer, SnapshotListing, SnapshotReceipt, TreeAnswer
 from orchestrator.wire.steering import Receipt
 from orchestrator.wire.way_out import IntentAnswer, IntentPage
 
@@ -145,6 +146,26 @@ def intent(response: Response) -> IntentAnswer:
 
 def intent_page(response: Response) -> IntentPage:
     return _model(IntentPage, response)
+
+
+def snapshot(response: Response) -> SnapshotAnswer:
+    return _model(SnapshotAnswer, response)
+
+
+def snapshot_receipt(response: Response) -> SnapshotReceipt:
+    return _model(SnapshotReceipt, response)
+
+
+def snapshot_listing(response: Response) -> SnapshotListing:
+    return _model(SnapshotListing, response)
+
+
+def forks(response: Response) -> ForkAnswer:
+    return _model(ForkAnswer, response)
+
+
+def tree(response: Response) -> TreeAnswer:
+    return _model(TreeAnswer, response)
 
 
 def health(response: Response) -> Health:

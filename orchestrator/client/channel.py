@@ -15,6 +15,7 @@ from typing import Any
 
 from orchestrator.client import answers, requests
 from orchestrator.client.following import Batch, Place
+from orchestrator.client.spelling import new_id
 from orchestrator.errors import CarrelError
 from orchestrator.events import Event
 from orchestrator.wire.steering import Receipt
@@ -62,7 +63,7 @@ class ChannelCore:
         return self._frame("cancel", id, {} if grace_s is None else {"grace_s": grace_s})
 
     def _frame(self, type: str, id: str, fields: Mapping[str, Any]) -> tuple[str, str]:
-        id = id or requests.new_id()
+        id = id or new_id()
         frame = json.dumps({"type": type, "id": id, **fields}, ensure_ascii=False)
         self._unreceipted[id] = frame
         return id, frame

@@ -10,6 +10,7 @@ from orchestrator.wire.event import encode as event_as_json
 from orchestrator.wire.files import Artifact, FileEntry, FilePage
 from orchestrator.wire.operate import HarnessAnswer, Health, Readiness, Stats
 from orchestrator.wire.record import OutcomeAnswer, Record, RecordPage
+from orchestrator.wire.snapshot import ExecutionNode, SnapshotAnswer, TreeAnswer
 from orchestrator.wire.steering import Receipt
 from orchestrator.wire.way_out import IntentAnswer, SpendAnswer
 
@@ -22,6 +23,7 @@ __all__ = [
     "Event",
     "ExecEvent",
     "ExecResult",
+    "ExecutionNode",
     "Exited",
     "FileEntry",
     "FilePage",
@@ -35,8 +37,10 @@ __all__ = [
     "Receipt",
     "Record",
     "RecordPage",
+    "SnapshotAnswer",
     "SpendAnswer",
     "Started",
     "Stats",
+    "TreeAnswer",
     "event_as_json",
 ]

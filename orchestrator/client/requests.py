@@ -9,8 +9,6 @@ sent again after a lost answer. `exec` has no such key (a command is not repeata
 from __future__ import annotations
 
 import base64
-import json
-import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -20,36 +18,17 @@ from urllib.parse import quote
 from orchestrator.client import answers
 from orchestrator.client.answers import HistoryPage
 from orchestrator.client.exchange import Body, Request
+from orchestrator.client.spelling import HOLD_S, V1, new_id, spelled
+from orchestrator.client.spelling import at as _at
+from orchestrator.client.spelling import body_of as _json
+from orchestrator.client.spelling import only as _only
+from orchestrator.client.spelling import prefer as _prefer
 from orchestrator.wire.command import ExecResult
 from orchestrator.wire.files import Artifact, Blob, FileEntry, FilePage
 from orchestrator.wire.operate import HarnessList, Health, Readiness, Stats
 from orchestrator.wire.record import Record, RecordPage
 from orchestrator.wire.steering import Receipt
 from orchestrator.wire.way_out import IntentAnswer, IntentPage
-
-V1 = "/v1"
-#: The most a server holds a request for us.
-HOLD_S = 60.0
-_OF_LIMITS = ("steps", "budget_usd", "budget_tokens", "on_budget")
-
-
-def new_id() -> str:
-    """An id nobody else has: 128 random bits in hex."""
-    return secrets.token_hex(16)
-
-
-def _at(execution: str, rest: str = "") -> str:
-    return f"{V1}/executions/{quote(execution, safe='')}{rest}"
-
-
-def _json(body: Mapping[str, Any]) -> tuple[Mapping[str, str], bytes]:
-    return {"content-type": "application/json"}, json.dumps(body, ensure_ascii=False).encode()
-
-
-def _only(**fields: Any) -> dict[str, Any]:
-    """Without what was not given."""
-    return {name: value for name, value in fields.items() if value is not None}
-
 
 # -- executions ------------------------------------------------------------------------------------------------------
 
@@ -66,20 +45,10 @@ def submit(body: Mapping[str, Any], *, key: str = "") -> Request[Record]:
     )
 
 
-def spelled(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """The shorter ways to say it, as the API has them: `egress` as a list of names, and what belongs to `limits`
-    without them. What is not said in the short way stays as it is."""
-    body = dict(spec)
-    if limits := {name: body.pop(name) for name in _OF_LIMITS if name in body}:
-        body["limits"] = {**(body.get("limits") or {}), **limits}
-    if isinstance(body.get("egress"), list | tuple):
-        body["egress"] = {"allow": list(body["egress"])}
-    return body
-
-
-def get(execution: str) -> Request[Record]:
-    """The record, now. `execution`: an id, a unique prefix of one, or a name; so everywhere below."""
-    return Request("GET", _at(execution), answers.record)
+def get(execution: str, *, disk: bool = False) -> Request[Record]:
+    """The record, now; with `disk` what its workspace takes, too. `execution`: an id, a unique prefix of one, or a
+    name; so everywhere below."""
+    return Request("GET", _at(execution), answers.record, query={"disk": "true"} if disk else {})
 
 
 def hold(execution: str, *, hold_s: float, until_ended: bool = True, after: int | None = None) -> Request[Record]:
@@ -135,10 +104,18 @@ def message(execution: str, content: str | bytes, *, id: str = "", mode: str | N
 Verb = Literal["interrupt", "cancel", "pause", "resume", "hibernate"]
 
 
-def wish(execution: str, verb: Verb, *, id: str = "", **fields: Any) -> Request[Record]:
-    """One of the verbs without an answer of their own: durable once this returns, done when its event is there."""
+def wish(execution: str, verb: Verb, *, id: str = "", hold_s: float = 0.0, **fields: Any) -> Request[Record]:
+    """One of the verbs without an answer of their own: durable once this returns, done when its event is there. With
+    `hold_s` the answer of a hibernate waits for its sleep."""
     headers, data = _json(_only(id=id or new_id(), **fields))
-    return Request("POST", _at(execution, f"/{verb}"), answers.record, headers=headers, body=data)
+    return Request(
+        "POST",
+        _at(execution, f"/{verb}"),
+        answers.record,
+        headers={**headers, **_prefer(hold_s)},
+        body=data,
+        hold_s=hold_s,
+    )
 
 
 def resources(
@@ -152,8 +129,7 @@ def resources(
 ) -> Request[Record]:
     """More or less for the running sandbox. With `hold_s` the answer waits for the receipt (event sandbox.resized)."""
     headers, data = _json(_only(id=id or new_id(), cpus=cpus, memory_bytes=memory_bytes, pids=pids))
-    if hold_s:
-        headers = {**headers, "prefer": f"wait={hold_s:g}"}
+    headers = {**headers, **_prefer(hold_s)}
     return Request("PATCH", _at(execution, "/resources"), answers.record, headers=headers, body=data, hold_s=hold_s)
 
 

@@ -14,12 +14,13 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from orchestrator import profile
-from orchestrator.client import address, calls, downloading, executing, following, requests, uploads
+from orchestrator.client import address, calls, downloading, executing, following, requests, snapshot_requests, uploads
 from orchestrator.client.answers import HistoryPage
 from orchestrator.client.channel import ChannelCore
 from orchestrator.client.exchange import Call, Emit, Request, Sleep, Stream
 from orchestrator.client.following import Batch
 from orchestrator.client.patience import FOR_EVER, Patience
+from orchestrator.client.snapshotting import take_snapshot
 from orchestrator.client.sync_files import Artifacts, Files
 from orchestrator.client.transport import SILENCE_S, SyncTransport
 from orchestrator.client.waiting import wait_until_ended
@@ -27,6 +28,7 @@ from orchestrator.events import Event
 from orchestrator.wire.command import ExecResult
 from orchestrator.wire.operate import HarnessAnswer, Health, Readiness, Stats
 from orchestrator.wire.record import Record, RecordPage
+from orchestrator.wire.snapshot import SnapshotAnswer, TreeAnswer
 from orchestrator.wire.steering import Receipt
 from orchestrator.wire.way_out import IntentAnswer
 
@@ -158,6 +160,31 @@ class Client:
             if not cursor:
                 return
 
+    def snapshots(self, execution: str = "") -> Iterator[SnapshotAnswer]:
+        """All snapshots, or those of one execution, newest first, page by page."""
+        cursor = ""
+        while True:
+            page = self.call(snapshot_requests.snapshots(execution, cursor=cursor))
+            yield from page.snapshots
+            cursor = page.next
+            if not cursor:
+                return
+
+    def snapshot(self, ref: str) -> SnapshotAnswer:
+        """By id, unique prefix or name. Raises NotFound."""
+        return self.call(snapshot_requests.snapshot_record(ref))
+
+    def label_snapshot(
+        self, ref: str, *, name: str | None = None, labels: Mapping[str, str] | None = None
+    ) -> SnapshotAnswer:
+        """Another name ("" = none), other labels; None = as they are. One with a name stays until it is removed. Raises
+        NameTaken."""
+        return self.call(snapshot_requests.snapshot_words(ref, name=name, labels=labels))
+
+    def delete_snapshot(self, ref: str) -> None:
+        """Remove it; what was begun from it stays. Raises Conflict while one that has not ended would begin from it."""
+        self.call(snapshot_requests.snapshot_delete(ref))
+
     def upload(self, source: bytes | Path, path: str, *, mode: int | None = None) -> Mapping[str, Any]:
         """Store content unless it is there; the entry for `submit(files=[…])`."""
         file = uploads.source(source, path, mode=mode)
@@ -205,9 +232,9 @@ class Execution:
         self.record = record
         return record
 
-    def refresh(self) -> Record:
-        """The record, now."""
-        return self._kept(self._client.call(requests.get(self.id)))
+    def refresh(self, *, disk: bool = False) -> Record:
+        """The record, now; with `disk` what its workspace takes, too."""
+        return self._kept(self._client.call(requests.get(self.id, disk=disk)))
 
     def wait(self, timeout_s: float | None = None) -> Record:
         """The record once it has ended; as it is when `timeout_s` is over first. Survives restarts of the server."""
@@ -250,12 +277,58 @@ class Execution:
         return self._kept(self._client.call(requests.wish(self.id, "pause", id=id)))
 
     def resume(self, *, id: str = "") -> Record:
-        """Thaw it."""
+        """Thaw it; wake it where it sleeps."""
         return self._kept(self._client.call(requests.wish(self.id, "resume", id=id)))
 
-    def hibernate(self, *, id: str = "") -> Record:
-        """Keep the files, give up the sandbox, until a message comes."""
-        return self._kept(self._client.call(requests.wish(self.id, "hibernate", id=id)))
+    def hibernate(self, *, hold_s: float = 0.0, id: str = "") -> Record:
+        """A snapshot, then no sandbox, until a message, `resume`, or an exec wakes it. With `hold_s` (at most 60) the
+        answer waits until it sleeps. Raises Conflict for a harness that would begin anew."""
+        return self._kept(self._client.call(requests.wish(self.id, "hibernate", id=id, hold_s=hold_s)))
+
+    def snapshot(
+        self,
+        *,
+        name: str = "",
+        labels: Mapping[str, str] | None = None,
+        timeout_s: float | None = None,
+        key: str = "",
+    ) -> SnapshotAnswer:
+        """Files, harness state and history as one cut, while it works on; returns when it is there. Of what sleeps or
+        has ended: its newest, with this name. Raises Conflict (none to be had), Unavailable (not there after
+        `timeout_s`; None = no limit)."""
+        return self._client.finish(
+            take_snapshot(
+                self.id,
+                name=name,
+                labels=labels,
+                key=key,
+                timeout_s=timeout_s,
+                patience=self._client._patience,
+                clock=self._client._clock,
+                url=self._client.address.url,
+            )
+        )
+
+    def snapshots(self) -> Iterator[SnapshotAnswer]:
+        """Its snapshots, newest first, page by page."""
+        return self._client.snapshots(self.id)
+
+    def fork(self, *, count: int = 1, key: str = "", **changes: Any) -> Sequence[Execution]:
+        """`count` new executions that begin with its files and harness state as they are now, or as `snapshot` has
+        them; it works on. `changes`: the fields of POST …/fork (snapshot, name, labels, task, env, resources, limits,
+        egress, model), in the shorter ways of `Client.submit` too. Raises BadInput, NotFound, Conflict, NameTaken."""
+        made = self._client.call(snapshot_requests.fork(self.id, {**changes, "count": count}, key=key))
+        return [Execution(self._client, record.id, record) for record in made.executions]
+
+    def rewind(self, snapshot: str, *, key: str = "") -> Execution:
+        """A fork of this snapshot that takes its name over. One that has not ended is cancelled first, with its own
+        grace. Raises BadInput (of another tree), NotFound, Conflict."""
+        made = self._client.call(snapshot_requests.rewind(self.id, snapshot, key=key)).executions[0]
+        return Execution(self._client, made.id, made)
+
+    def tree(self) -> TreeAnswer:
+        """All it descends from and all that descends from it."""
+        return self._client.call(snapshot_requests.tree(self.id))
 
     def resources(
         self,

@@ -82,8 +82,8 @@ def create_app(
     clock: Clock | None = None,
     streams: Streams | None = None,
 ) -> FastAPI:
-    """The app over these ports; `store` is that of this host, where it has one. It starts and closes none of them: whoever
-    made them does. Must be made where its event loop runs. Without `streams`, /v1/stream answers 404.
+    """The app over these ports; `store` is that of this host, where it has one. It starts and closes none of them:
+    whoever made them does. Must be made where its event loop runs. Without `streams`, /v1/stream answers 404.
 
     `app.state.parts.stopping` is to be set when the process begins to end (serve.py does): streams let go."""
     settings = settings or ServerSettings()

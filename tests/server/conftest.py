@@ -31,6 +31,7 @@ from orchestrator.stores.redis import (
     RedisExecutions,
     RedisHistory,
     RedisIntents,
+    RedisSnapshots,
     RedisStreams,
     RedisTokens,
     Server,
@@ -150,6 +151,7 @@ async def running_api(
         blobs=DirectoryBlobs(data_dir / "blobs"),
         tokens=tokens,
         intents=RedisIntents(server, keys),
+        snapshots=RedisSnapshots(server, keys),
         settings=settings,
         streams=streams,
     )

@@ -116,6 +116,7 @@ async def test_it_listens_on_a_port_as_well(api: Api) -> None:
         blobs=api.parts.blobs,
         tokens=api.tokens,
         intents=api.parts.intents,
+        snapshots=api.store.snapshots,
     )
     async with serving(app, at=at) as listening:
         assert listening.url == f"http://127.0.0.1:{listening.port}" and listening.port > 0
@@ -151,6 +152,7 @@ async def test_the_end_waits_for_a_request_under_way_but_not_for_an_idle_connect
         blobs=api.parts.blobs,
         tokens=api.tokens,
         intents=api.parts.intents,
+        snapshots=api.store.snapshots,
     )
     id = await api.submit()
     with socket.socket() as idle:

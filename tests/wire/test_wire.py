@@ -91,7 +91,7 @@ def refusal(shape: Callable[[Any], Any], body: object) -> errors.BadInput:
         ({"task": "x", "resources": {"cpus": 0}}, "resources.cpus", "0.01"),
         ({"task": "x", "resources": {"cpus": "2"}}, "resources.cpus", "number"),
         ({"task": "x", "resources": {"pids": True}}, "resources.pids", "integer"),
-        ({"task": "x", "resources": {"disk_bytes": 1}}, "resources.disk_bytes", "cannot enforce"),
+        ({"task": "x", "resources": {"disk_bytes": 1}}, "resources.disk_bytes", "too few"),
         ({"task": "x", "limits": {"deadline_s": 0}}, "limits.deadline_s", "greater than 0"),
         ({"task": "x", "limits": {"deadline_s": 1e12}}, "limits.deadline_s", "less than or equal"),
         ({"task": "x", "limits": {"deadline_s": float("nan")}}, "limits.deadline_s", "finite"),
