@@ -72,6 +72,7 @@ class Installed:
     snapshots: RedisSnapshots
     driver: SandboxDriver
     workspaces: DirectoryStore
+    disk_limited: bool
     blobs: DirectoryBlobs
     reach: LocalReach
     tokens: RedisTokens
@@ -106,6 +107,7 @@ async def installed(settings: Settings) -> AsyncIterator[Installed]:
             snapshots=RedisSnapshots(server, keys),
             driver=driver,
             workspaces=workspaces,
+            disk_limited=(await workspaces.facts()).limits_disk,
             blobs=DirectoryBlobs(settings.data_dir / "blobs"),
             reach=LocalReach(driver, workspaces, settings.host_name),
             tokens=RedisTokens(server, keys),
@@ -189,6 +191,7 @@ def app_of(parts: Installed) -> FastAPI:
         tokens=parts.tokens,
         intents=parts.intents,
         snapshots=parts.snapshots,
+        store=parts.workspaces,
         streams=parts.streams,
         clock=parts.clock,
         settings=ServerSettings(
@@ -199,6 +202,7 @@ def app_of(parts: Installed) -> FastAPI:
             default_resources=settings.default_resources,
             default_limits=settings.default_limits,
             host=settings.host_name,
+            disk_limited=parts.disk_limited,
             catalogue=load_catalogue(Path(settings.harness_dir).expanduser() if settings.harness_dir else None),
         ),
     )

@@ -7,6 +7,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +16,20 @@ import pytest
 
 from orchestrator.client import AsyncClient, Patience
 from orchestrator.drivers.scripted import ScriptedDriver
+from orchestrator.events import Entry
 from orchestrator.execution import Execution, Resources
 from orchestrator.executions import Claim
-from orchestrator.history import Lease
+from orchestrator.history import Change, Lease
 from orchestrator.lifecycle import Trigger
 from orchestrator.link import OwnerLink
 from orchestrator.reaches.local import LocalReach
 from orchestrator.sandbox import SandboxSpec
 from orchestrator.server.admin_token import ensure_admin_token
 from orchestrator.server.app import create_app
+from orchestrator.server.cuts import new_snapshot_id
 from orchestrator.server.parts import Parts, ServerSettings
 from orchestrator.server.serve import Listening, listen, serving
+from orchestrator.snapshots import Snapshot
 from orchestrator.stores.redis import (
     Keys,
     RedisExecutions,
@@ -96,6 +100,40 @@ class Api:
         finally:
             await self.driver.remove(sandbox_id)
 
+    async def cut(self, lease: Lease, *, own: int, id: str = "", **fields: Any) -> Snapshot:
+        """A snapshot as a worker takes it: files, then record and event."""
+        id = id or new_snapshot_id(self.parts)
+        await self.workspaces.snapshot(f"sbx_{lease.execution_id}_1", id)
+        return await self.store.cut(lease, id, own=own, created_at=datetime.now(UTC), **fields)
+
+    @asynccontextmanager
+    async def cutting(self, lease: Lease, *, own: int, fails: str = "") -> AsyncIterator[None]:
+        """A worker that does nothing but take the snapshots somebody wishes for, or says why it cannot."""
+
+        async def work() -> None:
+            at = own
+            while True:
+                for want in (await self.record(lease.execution_id)).wants.snapshots:
+                    if fails:
+                        failed = Entry("snapshot.failed", {"id": want.id, "why": want.why, "error": fails})
+                        change = Change(done_wants=(want.id,))
+                        await self.store.history.append(lease, attempt=1, own=at, entries=[failed], change=change)
+                    else:
+                        await self.workspaces.snapshot(f"sbx_{lease.execution_id}_1", want.id)
+                        await self.store.cut(lease, want.id, own=at, why=want.why, name=want.name, labels=want.labels)
+                        done = Change(done_wants=(want.id,))
+                        at += 1
+                        await self.store.history.append(lease, attempt=1, own=at, change=done)
+                    at += 1
+                await asyncio.sleep(0.005)
+
+        working = asyncio.create_task(work())
+        try:
+            yield
+        finally:
+            working.cancel()
+            await asyncio.gather(working, return_exceptions=True)
+
     async def record(self, id: str) -> Execution:
         return await self.store.executions.get(id)
 
@@ -152,7 +190,8 @@ async def running_api(
         tokens=tokens,
         intents=RedisIntents(server, keys),
         snapshots=RedisSnapshots(server, keys),
-        settings=settings,
+        store=workspaces,
+        settings=replace(settings, host=HOST),
         streams=streams,
     )
     token = (await ensure_admin_token(data_dir, tokens)).read_text().strip()

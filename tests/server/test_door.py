@@ -39,7 +39,12 @@ OPERATIONS = sorted(set(operations()))
 
 
 def filled(path: str, id: str) -> str:
-    return path.replace("{id}", id).replace("{path:anypath}", "x").replace("{sha256}", "0" * 64)
+    return (
+        path.replace("{id}", id)
+        .replace("{sid}", "snp_0001")
+        .replace("{path:anypath}", "x")
+        .replace("{sha256}", "0" * 64)
+    )
 
 
 @pytest.fixture
@@ -83,7 +88,8 @@ async def test_52_other_schemes_are_refused(api: Api, header: str) -> None:
 
 
 async def test_53_another_tenant_s_execution_does_not_exist(api: Api) -> None:
-    id = await api.submit(name="mine")
+    lease = await api.running(name="mine")
+    id = lease.execution_id
     secret = await api.token_for(Scope.READ, Scope.WRITE, Scope.ATTACH, tenant="other")
     bodies: dict[str, Any] = {
         "/v1/executions/{id}/messages": {"text": "x"},
@@ -92,8 +98,20 @@ async def test_53_another_tenant_s_execution_does_not_exist(api: Api) -> None:
         "/v1/executions/{id}/egress": {"allow": []},
         "/v1/executions/{id}/budget": {"budget_usd": 1},
         "/v1/executions/{id}/intents/settle": {"key": "k", "decision": "retry"},
+        "/v1/executions/{id}/rewind": {"snapshot": "snp_1"},
+        "/v1/snapshots/{sid}": {"name": "theirs"},
     }
+    snapshot = (await api.cut(lease, own=3, name="cut")).id
     async with api.caller(secret) as http:
+        for method in ("GET", "PATCH", "DELETE"):
+            for ref in (snapshot, snapshot[:12], "cut"):
+                answer = await http.request(method, f"/v1/snapshots/{ref}", json=bodies["/v1/snapshots/{sid}"])
+                assert answer.status_code == 404, (method, ref, answer.text)
+        assert (await http.get("/v1/snapshots")).json()["snapshots"] == []
+        own = (await http.post("/v1/executions", json={"command": ["true"]})).json()["id"]
+        for verb in ("fork", "rewind"):
+            answer = await http.post(f"/v1/executions/{own}/{verb}", json={"snapshot": snapshot})
+            assert answer.status_code == 404, answer.text
         for method, path in OPERATIONS:
             if "{id}" in path:
                 for ref in (id, id[:20], "mine"):
