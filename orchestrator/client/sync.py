@@ -327,7 +327,7 @@ class Execution:
         return Execution(self._client, made.id, made)
 
     def tree(self) -> TreeAnswer:
-        """All it descends from and all that descends from it."""
+        """Where it began, and all that came of that: executions, snapshots, and what leads to what."""
         return self._client.call(snapshot_requests.tree(self.id))
 
     def resources(

@@ -9,12 +9,13 @@ from typing import Annotated, Final
 
 from fastapi import APIRouter, Body, Header, Request, Response
 
-from orchestrator.errors import BadInput, CarrelError
+from orchestrator.errors import BadInput, CarrelError, Conflict
 from orchestrator.execution import CancelWant, Execution, Spec
 from orchestrator.harnesses import harness_of
 from orchestrator.server import cuts
 from orchestrator.server.executions import check_disk, check_key, end, new_execution_id
 from orchestrator.server.parts import Parts, ThePart, Writer
+from orchestrator.server.tree import root_of
 from orchestrator.server.waiting import preferred_wait_s
 from orchestrator.snapshots import Origin, Snapshot, Why
 from orchestrator.tokens import Token
@@ -101,6 +102,8 @@ async def rewind(
     check_key(idempotency_key)
     execution = await parts.find(id, caller)
     snapshot = await _of_its_family(parts, execution, body.snapshot, caller)
+    if snapshot.execution_id != execution.id:
+        await _ended(parts, snapshot)  # looked at first: what is rewound shall not be ended in vain
     request.scope["carrel.held"] = True
     if not execution.ended:
         grace_s = execution.spec.limits.grace_s
@@ -120,10 +123,10 @@ async def rewind(
 
 
 async def _of_its_family(parts: Parts, execution: Execution, ref: str, caller: Token) -> Snapshot:
-    """The snapshot, of this execution or of one it descends from or that descends from it."""
+    """The snapshot, of this execution or of another of its tree."""
     snapshot = await parts.find_snapshot(ref, caller)
     if snapshot.execution_id != execution.id:
-        tree = await parts.snapshots.tree(execution.id)
+        tree = await parts.snapshots.tree(await root_of(parts, execution))
         if all(snapshot.id != other.id for other in tree):
             raise BadInput(
                 f"snapshot: {snapshot.id} is of {snapshot.execution_id}, which is no kin of {execution.id}",
@@ -132,6 +135,16 @@ async def _of_its_family(parts: Parts, execution: Execution, ref: str, caller: T
                 remedy=f"fork {snapshot.execution_id} instead",
             )
     return snapshot
+
+
+async def _ended(parts: Parts, snapshot: Snapshot) -> None:
+    other = await parts.executions.get(snapshot.execution_id)
+    if not other.ended:
+        raise Conflict(
+            f"{snapshot.id} is of {other.id}, which is {other.state}",
+            state=other.state.value,
+            remedy="fork it under another name, or end that one first",
+        )
 
 
 def _spec(execution: Execution, body: ForkBody, snapshot: Snapshot, *, rewind: bool = False) -> Spec:

@@ -21,11 +21,12 @@ _AT_ONCE: Final = 32
 
 @router.get("/tree", response_model=TreeAnswer, summary="Lineage")
 async def tree(id: str, parts: ThePart, caller: Reader) -> TreeAnswer:
-    """All it descends from and all that descends from it: executions and snapshots, oldest first, and edges. A fork
-    hangs on its snapshot, or, where that was removed, on the execution it was taken of."""
+    """From where it began, all that came of that: executions and snapshots, oldest first, and edges. A fork hangs on
+    its snapshot, or, where that was removed, on the execution it was taken of."""
     execution = await parts.find(id, caller)
-    taken = [one for one in await parts.snapshots.tree(execution.id) if one.tenant == caller.tenant]
-    known = await _known(parts, await parts.snapshots.family(execution.id), caller.tenant)
+    began = await root_of(parts, execution)
+    taken = [one for one in await parts.snapshots.tree(began) if one.tenant == caller.tenant]
+    known = await _known(parts, await parts.snapshots.family(began), caller.tenant)
     known[execution.id] = execution
     for snapshot in taken:
         known.setdefault(snapshot.execution_id, None)
@@ -37,6 +38,11 @@ async def tree(id: str, parts: ThePart, caller: Reader) -> TreeAnswer:
         snapshots=[SnapshotAnswer.of(one) for one in taken],
         edges=edges,
     )
+
+
+async def root_of(parts: Parts, execution: Execution) -> str:
+    """The execution that all of its tree descends from: nothing in a family is older than what it began with."""
+    return (await parts.snapshots.family(execution.id))[0]
 
 
 async def _known(parts: Parts, ids: Sequence[str], tenant: str) -> dict[str, Execution | None]:

@@ -194,8 +194,8 @@ class Edge(AnswerModel):
 
 
 class TreeAnswer(AnswerModel):
-    """Where an execution comes from and what came of it: executions and snapshots, oldest first, and what leads to
-    what. `root` is where it began."""
+    """Where an execution began, and all that came of that: executions and snapshots, oldest first, and what leads to
+    what."""
 
     root: str
     executions: list[ExecutionNode]

@@ -108,16 +108,16 @@ async def test_53_another_tenant_s_execution_does_not_exist(api: Api) -> None:
                 answer = await http.request(method, f"/v1/snapshots/{ref}", json=bodies["/v1/snapshots/{sid}"])
                 assert answer.status_code == 404, (method, ref, answer.text)
         assert (await http.get("/v1/snapshots")).json()["snapshots"] == []
-        own = (await http.post("/v1/executions", json={"command": ["true"]})).json()["id"]
-        for verb in ("fork", "rewind"):
-            answer = await http.post(f"/v1/executions/{own}/{verb}", json={"snapshot": snapshot})
-            assert answer.status_code == 404, answer.text
         for method, path in OPERATIONS:
             if "{id}" in path:
                 for ref in (id, id[:20], "mine"):
                     answer = await http.request(method, filled(path, ref), json=bodies.get(path))
                     assert answer.status_code == 404, (method, path, answer.text)
         assert (await http.get("/v1/executions")).json()["executions"] == []
+        own = (await http.post("/v1/executions", json={"command": ["true"]})).json()["id"]
+        for verb in ("fork", "rewind"):
+            answer = await http.post(f"/v1/executions/{own}/{verb}", json={"snapshot": snapshot})
+            assert answer.status_code == 404, answer.text
     assert await handshake(api, filled(CHANNEL, id), authorization=f"Bearer {secret}") == 404
 
 

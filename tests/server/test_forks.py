@@ -141,6 +141,15 @@ async def test_rewind_takes_the_name(api: Api) -> None:
     assert (await (await back.rewind("good")).refresh()).name == "work"
 
 
+async def test_what_lives_is_not_ended_for_a_rewind_that_cannot_be(api: Api) -> None:
+    lease = await api.running(name="root")
+    taken = await api.cut(lease, own=3)
+    (fork,) = await api.client.execution(lease.execution_id).fork(snapshot=taken.id, name="fork")
+    with pytest.raises(errors.Conflict, match="which is RUNNING"):
+        await fork.rewind(taken.id)
+    assert (await fork.refresh()).wants.cancel is None and (await fork.refresh()).state == "QUEUED"
+
+
 async def test_the_tree(api: Api) -> None:
     lease = await api.running(name="root")
     first = await api.cut(lease, own=3)

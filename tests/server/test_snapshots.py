@@ -66,7 +66,7 @@ async def test_it_ends_before_its_snapshot(api: Api) -> None:
     asking = asyncio.create_task(api.client.execution(lease.execution_id).snapshot())
     await until(lambda: api.parts.holding > 0)
     await api.store.finish(lease, own=3)
-    with pytest.raises(errors.Conflict, match="ended before"):
+    with pytest.raises(errors.Conflict, match="has ended"):
         await asking
 
 
