@@ -97,7 +97,7 @@ class Snapshots(Protocol):
 
     async def family(self, execution_id: str) -> Sequence[str]:
         """Ids of this execution, of all it descends from and of all that descend from it, oldest first; those without
-        a snapshot of their own too."""
+        a snapshot of their own too. One that was removed is in it as long as a record or a snapshot names it."""
 
     async def label(self, snapshot_id: str, *, name: str | None, labels: Mapping[str, str] | None) -> Snapshot:
         """Other words for it; None = as they are. Raises NotFound, NameTaken."""

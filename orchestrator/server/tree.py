@@ -41,8 +41,12 @@ async def tree(id: str, parts: ThePart, caller: Reader) -> TreeAnswer:
 
 
 async def root_of(parts: Parts, execution: Execution) -> str:
-    """The execution that all of its tree descends from: nothing in a family is older than what it began with."""
-    return (await parts.snapshots.family(execution.id))[0]
+    """The execution that all of its tree descends from and that is still there: nothing that descends from another is
+    older than it."""
+    for id in await parts.snapshots.family(execution.id):
+        if id >= execution.id or await _get(parts, id) is not None:
+            return id
+    return execution.id
 
 
 async def _known(parts: Parts, ids: Sequence[str], tenant: str) -> dict[str, Execution | None]:
