@@ -191,6 +191,9 @@ class Executions(Protocol):
     async def tally(self, since: datetime, *, by: str = "", tenant: str | None = None) -> Sequence[Tally]:
         """Outcomes of those that finished since then, grouped by "harness", "tenant" or "label:<key>"."""
 
+    async def ended_before(self, moment: datetime, *, limit: int = 1000) -> Sequence[str]:
+        """Ids of those that finished before it, longest ago first."""
+
     def everything(self) -> AsyncIterator[Execution]:
         """Every record once, in no order: for the sweeper."""
 

@@ -167,3 +167,16 @@ class TestCounts:
         await store.place(lease, own=1, attempt=2)
         assert await store.executions.owner_of_sandbox("sbx_exe_1_1") is None
         assert await store.executions.owner_of_sandbox("sbx_exe_1_2") is not None
+
+
+class TestEndedBefore:
+    async def test_longest_ago_first(self, store: Store) -> None:
+        for n in (3, 1, 2):
+            await store.submitted(f"exe_{n}")
+            await store.executions.want(f"exe_{n}", CancelWant("c", 0))
+            at = datetime(2026, 1, n, tzinfo=UTC)
+            index = store.keys.index("finished")
+            await store.server.ask("ZADD", index, round(at.timestamp() * 1000), f"exe_{n}")
+        await store.submitted("exe_4")
+        assert await store.executions.ended_before(datetime(2026, 1, 3, tzinfo=UTC)) == ["exe_1", "exe_2"]
+        assert await store.executions.ended_before(datetime(2027, 1, 1, tzinfo=UTC), limit=1) == ["exe_1"]

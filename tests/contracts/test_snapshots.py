@@ -9,10 +9,10 @@ import pytest
 
 from orchestrator.errors import BadInput, Conflict, NameTaken, NotFound
 from orchestrator.events import Entry
-from orchestrator.execution import HibernateWant, PauseWant, SnapshotWant
+from orchestrator.execution import HibernateWant, PauseWant, SnapshotWant, Spec
 from orchestrator.history import Change
 from orchestrator.lifecycle import ExecutionState, Trigger
-from orchestrator.snapshots import Cut, Why
+from orchestrator.snapshots import Cut, Origin, Why
 from tests.contracts.redis_store import SUCCEEDED, Store, snapshot_of
 
 T = "default"
@@ -360,3 +360,44 @@ async def keys_of(store: Store) -> AsyncIterator[bytes]:
         cursor = told.decode()
         if cursor == "0":
             return
+
+
+class TestRepair:
+    async def indexes(self, store: Store) -> dict[bytes, object]:
+        return {
+            key: await store.server.ask("ZRANGE", key, 0, -1, "WITHSCORES")
+            async for key in keys_of(store)
+            if b"index:snapshots" in key or b"index:forks" in key
+        }
+
+    async def held(self, store: Store) -> None:
+        lease = await store.running()
+        await store.cut(lease, "snp_1", own=3, name="n")
+        await store.cut(lease, "snp_2", own=4, host="h2")
+        await store.executions.submit(Spec(origin=Origin("exe_a", "snp_1", 4)), execution_id="exe_b")
+
+    async def test_every_list_can_be_built_again(self, store: Store) -> None:
+        await self.held(store)
+        assert await store.executions.repair() == []
+        before = await self.indexes(store)
+        assert len(before) == 8  # two hosts
+        await store.server.ask("DEL", *before)
+        done = await store.executions.repair()
+        assert await self.indexes(store) == before
+        assert {d.execution_id for d in done} == {"snp_1", "snp_2", "exe_b"}
+        assert await store.executions.repair() == []
+
+    async def test_what_points_to_nothing_is_taken_out(self, store: Store) -> None:
+        await self.held(store)
+        before = await self.indexes(store)
+        for key, member in (
+            (store.keys.index("snapshots", "all"), "snp_9"),
+            (store.keys.index("snapshots", "tenant", T), "snp_9"),
+            (store.keys.index("snapshots", "tenant", "t9"), "snp_1"),
+            (store.keys.index("snapshots", "host", "h2"), "snp_1"),
+            (store.keys.index("snapshots", "names", T), "other\tsnp_1"),
+            (store.keys.snapshots_of("exe_b"), "snp_1"),
+        ):
+            await store.server.ask("ZADD", key, 0, member)
+        assert len(await store.executions.repair()) == 6
+        assert await self.indexes(store) == before

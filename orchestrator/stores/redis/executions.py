@@ -262,6 +262,9 @@ class RedisExecutions:
     async def tally(self, since: datetime, *, by: str = "", tenant: str | None = None) -> Sequence[Tally]:
         return await self._finder.tally(since, by=by, tenant=tenant)
 
+    async def ended_before(self, moment: datetime, *, limit: int = 1000) -> Sequence[str]:
+        return await self._finder.ended_before(moment, limit)
+
     def everything(self) -> AsyncIterator[Execution]:
         return self._finder.everything()
 

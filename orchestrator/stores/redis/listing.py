@@ -99,6 +99,12 @@ class Finder:
             last = ids[-1]
         return Listing(tuple(found), _to_cursor(last))
 
+    async def ended_before(self, moment: datetime, limit: int) -> Sequence[str]:
+        """See the port."""
+        index = self._keys.index("finished")
+        ids = await self._server.ask("ZRANGEBYSCORE", index, "-inf", f"({to_ms(moment)}", "LIMIT", 0, limit)
+        return [id.decode() for id in ids]
+
     async def everything(self) -> AsyncIterator[Execution]:
         """See the port."""
         start = "-"

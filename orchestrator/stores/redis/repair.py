@@ -47,9 +47,37 @@ class Repairer:
             async for page in self._scan(pattern):
                 for key in page:
                     done += await self._prune(kind, key)
+        done += await self._snapshots()
         done += await self._unpark()
         for kind, key in (("name", self._keys.names), ("sandbox", self._keys.index("sandboxes"))):
             done += await self._prune_hash(kind, key)
+        return done
+
+    async def _snapshots(self) -> list[Repair]:
+        """The lists of snapshots, from their records. (Who begins from which is in the records of executions.)"""
+        done: list[Repair] = []
+        prefix = self._keys.snapshot("")
+        async for page in self._scan(self._keys.snapshot("snp_*")):
+            for some in _parts([name.removeprefix(prefix) for name in page]):
+                _, found = await self._server.run("repair_snapshots", self._keys.prefix, *some)
+                words = [word.decode() for word in found]
+                done += [Repair("list", *words[i : i + 2]) for i in range(0, len(words), 2)]
+        done += await self._prune_snapshots(self._keys.index("snapshots", "all"), "", "")
+        for what, field in (("tenant", "tenant"), ("of", "execution"), ("host", "host"), ("names", "names")):
+            index = self._keys.index("snapshots", what, "")
+            async for page in self._scan(f"{index}*"):
+                for key in page:
+                    done += await self._prune_snapshots(key, field, key.removeprefix(index))
+        return done
+
+    async def _prune_snapshots(self, key: str, field: str, value: str) -> list[Repair]:
+        members = await self._server.ask("ZRANGE", key, 0, -1)
+        what = key.removeprefix(self._keys.prefix)
+        done = []
+        for at in range(0, len(members), _AT_ONCE):
+            some = members[at : at + _AT_ONCE]
+            _, gone = await self._server.run("prune_snapshots", self._keys.prefix, key, field, value, *some)
+            done += [Repair("stale", id.decode(), f"taken from {what}") for id in gone]
         return done
 
     async def _prune(self, kind: str, key: str, state: str = "") -> list[Repair]:

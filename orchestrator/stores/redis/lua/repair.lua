@@ -1,4 +1,4 @@
--- needs: clock transitions record queue calls life
+-- needs: clock transitions record queue calls snapshots life
 -- What the indexes say of these executions, made what their records say. ARGV: prefix, id, …
 -- Answers what was wrong: what, id, detail, …
 local now = tick()
@@ -60,6 +60,11 @@ for i = 2, #ARGV do
         fixed('name', id, x.name)
       end
     end
+    local whose = x.snapshot_id ~= '' and snapshot_fields(x.snapshot_id)
+    if whose and whose.execution ~= id and not over then
+      member(snapshots_of('begins', x.snapshot_id), id, true, 'snapshot')
+    end
+    if x.descends ~= '' then member(P .. 'index:forks:' .. x.descends, id, true, 'list') end
     local placed = x.sandbox_id ~= '' and not over and x.state ~= 'QUEUED' and x.state ~= 'HIBERNATED'
     if placed and call('HGET', P .. 'index:sandboxes', x.sandbox_id) ~= id then
       call('HSET', P .. 'index:sandboxes', x.sandbox_id, id)
