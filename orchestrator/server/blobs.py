@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Request, Response
 
 from orchestrator.errors import NotFound
-from orchestrator.server.files import bounded
+from orchestrator.server.file_writing import bounded
 from orchestrator.server.parts import Reader, ThePart, Writer
 from orchestrator.wire.bounds import SHA256
 from orchestrator.wire.files import Blob
@@ -17,8 +17,9 @@ router = APIRouter(prefix="/v1/blobs", tags=["files"])
 async def put(request: Request, parts: ThePart, _caller: Writer) -> Blob:
     """The body, whatever its type, kept under its sha256; durable when answered. What no execution names expires."""
     request.scope["carrel.held"] = True  # as slow as its sender
-    content = bounded(request, parts, field="content")
-    sha256, size_bytes = await parts.blobs.put(content, limit_bytes=parts.settings.upload_limit_bytes)
+    limit_bytes = parts.settings.upload_limit_bytes
+    content = bounded(request, parts, field="content", limit_bytes=limit_bytes)
+    sha256, size_bytes = await parts.blobs.put(content, limit_bytes=limit_bytes)
     return Blob(sha256=sha256, size_bytes=size_bytes)
 
 

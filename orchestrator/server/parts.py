@@ -16,7 +16,7 @@ from starlette.requests import HTTPConnection
 
 from orchestrator import __version__
 from orchestrator.clock import Clock
-from orchestrator.errors import Forbidden, NotFound, Unauthorized
+from orchestrator.errors import Forbidden, NotFound, TooMany, Unauthorized
 from orchestrator.execution import GIB, KIB, Execution, Limits, Resources
 from orchestrator.executions import Executions
 from orchestrator.harnesses import Catalogue
@@ -53,6 +53,7 @@ class ServerSettings:
     allowed_origins: tuple[str, ...] = ()
     message_limit_bytes: int = 512 * KIB
     upload_limit_bytes: int = 1 * GIB
+    unpack_limit_bytes: int = 16 * GIB
     default_resources: Resources = field(default_factory=Resources)
     default_limits: Limits = field(default_factory=Limits)
     catalogue: Catalogue = field(default_factory=Catalogue)
@@ -66,6 +67,7 @@ class ServerSettings:
     disk_limited: bool = False
     wake_wait_s: float = 60.0
     cut_wait_s: float = 60.0
+    upload_threads: int = 64
 
 
 class Parts:
@@ -105,13 +107,35 @@ class Parts:
         self.alone = asyncio.Event()  # set while there is no viewer
         self.alone.set()
         # Of our own: a slow disk must not take the threads that name lookups and the embedded store need.
+        self._uploads = 0
+        self._upload_threads = ThreadPoolExecutor(settings.upload_threads, thread_name_prefix="uploads")
         self._file_threads = ThreadPoolExecutor(settings.file_threads, thread_name_prefix="files")
 
     async def in_thread(self, call: Callable[..., T], *args: Any) -> T:
         """Run a blocking call of the file ports."""
         return await asyncio.get_running_loop().run_in_executor(self._file_threads, call, *args)
 
+    async def in_upload(self, call: Callable[[], T]) -> T:
+        """The same for one that lasts as long as its sender likes: threads of their own, and no queue before them.
+        Raises TooMany."""
+        if self._uploads >= self.settings.upload_threads:
+            raise TooMany(
+                f"this process receives {self._uploads} uploads already",
+                limit=f"{self.settings.upload_threads} at once",
+                retry_after_s=5,
+            )
+        self._uploads += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._upload_threads, call)
+        finally:
+            self._uploads -= 1
+
+    def later(self, call: Callable[[], None]) -> None:
+        """A blocking call nobody waits for."""
+        self._file_threads.submit(call)
+
     def close(self) -> None:
+        self._upload_threads.shutdown(wait=False, cancel_futures=True)
         self._file_threads.shutdown(wait=False, cancel_futures=True)
 
     def permit(self, caller: Token) -> Permit:

@@ -7,12 +7,12 @@ import os
 from typing import Literal
 
 from orchestrator.wire.shape import AnswerModel, Moment
-from orchestrator.workspace import FileStat
+from orchestrator.workspace import FileStat, Unpacked
 
 
 class FileEntry(AnswerModel):
     """`path` relative to /workspace. Where a name's bytes are not UTF-8, `path` shows them replaced and `path_b64` has
-    them exactly. `mode` is octal text."""
+    them exactly. `mode` is octal text. `etag` of a file, as it goes into If-Match."""
 
     path: str
     path_b64: str | None = None
@@ -21,6 +21,7 @@ class FileEntry(AnswerModel):
     mode: str
     modified_at: Moment
     target: str = ""
+    etag: str = ""
 
     @classmethod
     def of(cls, stat: FileStat) -> FileEntry:
@@ -33,6 +34,7 @@ class FileEntry(AnswerModel):
             mode=f"{stat.mode & 0o7777:04o}",
             modified_at=stat.modified_at,
             target=_name(stat.target)[0],
+            etag=f'"{stat.etag}"' if stat.etag else "",
         )
 
 
@@ -41,6 +43,19 @@ class FilePage(AnswerModel):
 
     entries: list[FileEntry]
     next: str = ""
+
+
+class UnpackedAnswer(AnswerModel):
+    """What came out of an archive."""
+
+    files: int
+    directories: int
+    links: int
+    size_bytes: int
+
+    @classmethod
+    def of(cls, done: Unpacked) -> UnpackedAnswer:
+        return cls(files=done.files, directories=done.directories, links=done.links, size_bytes=done.size_bytes)
 
 
 class Blob(AnswerModel):
