@@ -195,6 +195,31 @@ class TestIntents:
         await store.executions.submit(forked("exe_b", "snp_2"), execution_id="exe_c")
         assert await self.states(store, "exe_c") == {"done": IntentState.DONE}
 
+    async def test_a_long_journal_whole_and_in_order(self, store: Store) -> None:
+        lease = await store.running()
+        for n in range(450):
+            await begun(store, lease, f"k{n}")
+            if n % 3:
+                await ended(store, lease, f"k{n}", f'"at":99999 "state":"open" {n}')
+        await cut_now(store, lease, "snp_1", own=3, intents=433)
+        await store.executions.submit(forked(), execution_id="exe_b")
+        copied = await store.intents.list("exe_b", limit=1000)
+        assert [(intent.key, intent.n) for intent in copied] == [(f"k{n}", n + 1) for n in range(433)]
+        for n, intent in enumerate(copied):
+            if n % 3:
+                assert (intent.state, intent.result) == (IntentState.DONE, f'"at":99999 "state":"open" {n}')
+            else:
+                assert intent.state is IntentState.IN_DOUBT
+
+    async def test_what_a_summary_says_is_not_taken_for_its_state(self, store: Store) -> None:
+        lease = await store.running()
+        await begun(store, lease, 'say "state":"open","at":99999')
+        await ended(store, lease, 'say "state":"open","at":99999')
+        await cut_now(store, lease, "snp_1", own=3, intents=1)
+        await store.executions.submit(forked(), execution_id="exe_b")
+        (intent,) = await store.intents.list("exe_b")
+        assert (intent.state, intent.summary) == (IntentState.DONE, 'say "state":"open","at":99999')
+
 
 class TestRewind:
     async def ended_one(self, store: Store) -> None:

@@ -33,23 +33,43 @@ local function in_doubt(x, of)
 end
 
 -- The first `upto` intents of another journal, as they stood at that event. One that changed later had been begun by then
--- and not ended: its effect outside may be there, what it wrote into the files is not.
+-- and not ended: its effect outside may be there, what it wrote into the files is not. What they say is read and
+-- changed in their text (a quote within a value is escaped, so these can only be members): decoding a long journal would
+-- hold the server for seconds.
+local AT_ONCE = 200
 local function copy_intents(from, x, upto, seq)
-  if upto < 1 then return end
   local theirs, journal, order = key(from, 'intents'), key(x.id, 'intents'), key(x.id, 'intents:order')
-  local names, size = call('LRANGE', key(from, 'intents:order'), 0, upto - 1), 0
-  for _, name in ipairs(names) do
-    local text, result = told_intent(theirs, name)
-    local of = cjson.decode(text)
-    if (of.at or 0) > seq then
-      of.state, of.ended, of.by, of.decision, of.nonce, result = 'open', nil, nil, nil, nil, ''
+  local size = 0
+  for first = 0, upto - 1, AT_ONCE do
+    local names = call('LRANGE', key(from, 'intents:order'), first, math.min(first + AT_ONCE, upto) - 1)
+    if #names == 0 then break end
+    local fields, values = {}, {}
+    for _, name in ipairs(names) do
+      fields[#fields + 1] = 'i:' .. name
+      fields[#fields + 1] = 'r:' .. name
     end
-    of.attempt, of.at = 0, 0 -- of no attempt of this one, and before its first event
-    text = cjson.encode(of)
-    call('RPUSH', order, name)
-    call('HSET', journal, 'i:' .. name, text)
-    if result ~= '' then call('HSET', journal, 'r:' .. name, result) end
-    size = size + #text + #result
+    local got = call('HMGET', theirs, unpack(fields))
+    for i = 1, #fields, 2 do
+      local text, result = got[i], got[i + 1] or ''
+      if tonumber(string.match(text, '"at":(%d+)') or 0) > seq then
+        local of = cjson.decode(text)
+        of.state, of.ended, of.by, of.decision, of.nonce, result = 'open', nil, nil, nil, nil, ''
+        text = cjson.encode(of)
+      end
+      if string.find(text, '"state":"open"', 1, true) then
+        text = string.gsub(text, '"attempt":%d+', '"attempt":0', 1) -- of no attempt of this one
+      end
+      text = string.gsub(text, '"at":%d+', '"at":0', 1) -- before its first event
+      values[#values + 1] = fields[i]
+      values[#values + 1] = text
+      if result ~= '' then
+        values[#values + 1] = fields[i + 1]
+        values[#values + 1] = result
+      end
+      size = size + #text + #result
+    end
+    call('HSET', journal, unpack(values))
+    call('RPUSH', order, unpack(names))
   end
   if size > 0 then call('HSET', journal, 'bytes', size) end
 end
