@@ -158,7 +158,7 @@ class SnapshotsAnswer(AnswerModel):
     """When they are taken by themselves, besides before every sleep, and which of those stay."""
 
     every_s: float | None = None
-    at_end: bool = True
+    at_end: bool | None = None
     keep: KeepAnswer
 
 

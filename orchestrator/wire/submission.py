@@ -145,10 +145,10 @@ class KeepBody(RequestModel):
 
 class SnapshotsBody(RequestModel):
     """When snapshots are taken by themselves, besides before every sleep. `every_s` null = never while it runs;
-    `at_end`: when the harness has ended."""
+    `at_end`: when the harness has ended; null = where that costs nothing to speak of."""
 
     every_s: float | None = Field(default=DEFAULT_SNAPSHOTS.every_s, ge=1, le=bounds.DEADLINE_S)
-    at_end: bool = DEFAULT_SNAPSHOTS.at_end
+    at_end: bool | None = DEFAULT_SNAPSHOTS.at_end
     keep: KeepBody = Field(default_factory=KeepBody)
 
     def noun(self) -> execution.SnapshotPolicy:
