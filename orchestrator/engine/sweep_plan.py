@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 from orchestrator.execution import Execution
 from orchestrator.lifecycle import ASLEEP, WITH_SANDBOX
 from orchestrator.sandbox import Found
+from orchestrator.snapshots import Snapshot
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,3 +53,27 @@ def sweep_plan(
         record for record in records if retention_s and record.finished_at is not None and record.finished_at < over
     )
     return SweepPlan(boxes, folders, stale, tuple(expired))
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotPlan:
+    """`orphans`: ids of snapshots no record names. `gone`: records of this host whose files are not there, nor in the
+    archive: they promise what nobody can have. `unread`: those nobody has computed the digest of."""
+
+    orphans: tuple[str, ...] = ()
+    gone: tuple[Snapshot, ...] = ()
+    unread: tuple[Snapshot, ...] = ()
+
+
+def snapshot_plan(
+    there: Sequence[tuple[str, datetime]], records: Sequence[Snapshot], *, now: datetime, orphan_grace_s: float
+) -> SnapshotPlan:
+    """`records`: all of this host, read after `there`, which are the snapshots in its store. What is young may be on
+    its way: files come to their name before their record does."""
+    old = now - timedelta(seconds=orphan_grace_s)
+    named, files = {record.id for record in records}, {snapshot_id for snapshot_id, _ in there}
+    return SnapshotPlan(
+        tuple(snapshot_id for snapshot_id, made_at in there if snapshot_id not in named and made_at <= old),
+        tuple(r for r in records if r.id not in files and not r.archived and r.created_at <= old),
+        tuple(r for r in records if r.id in files and not r.digest),
+    )

@@ -14,6 +14,7 @@ from datetime import datetime
 from typing import Final
 
 from orchestrator.engine.parts import Parts
+from orchestrator.engine.snapshot_sweep import sweep_snapshots
 from orchestrator.engine.sweep_plan import sweep_plan
 from orchestrator.errors import CarrelError, Unavailable
 from orchestrator.execution import Execution
@@ -32,17 +33,24 @@ class Sweeper:
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
         self._count = 0
+        self._trusted = False  # the store knows at least one execution
+        self._reading: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
         interval_s = self._parts.settings.sweep_interval_s
-        while True:
-            try:
-                await self.sweep()
-            except Unavailable as away:
-                logger.warning("no sweep: a part does not answer", extra={"why": str(away)})
-            except Exception:
-                logger.exception("a sweep failed")
-            await asyncio.sleep(interval_s * random.uniform(0.75, 1.25))
+        try:
+            while True:
+                try:
+                    await self.sweep()
+                except Unavailable as away:
+                    logger.warning("no sweep: a part does not answer", extra={"why": str(away)})
+                except Exception:
+                    logger.exception("a sweep failed")
+                await asyncio.sleep(interval_s * random.uniform(0.75, 1.25))
+        finally:
+            if self._reading is not None:
+                self._reading.cancel()
+                await asyncio.gather(self._reading, return_exceptions=True)
 
     async def sweep(self) -> None:
         """Once, now. Raises Unavailable: nothing more was done then."""
@@ -57,6 +65,7 @@ class Sweeper:
         self._count += 1
         if full:
             await self._sweep_all(found, slots)
+            self._read_snapshots()
             return
         for box in found:  # only what no record names is worth reading all of them
             if await self._parts.executions.owner_of_sandbox(box.sandbox_id) is None:
@@ -66,6 +75,7 @@ class Sweeper:
     async def _sweep_all(self, found: Sequence[Found], slots: Sequence[tuple[str, datetime]]) -> None:
         parts, settings = self._parts, self._parts.settings
         records: list[Execution] = [record async for record in parts.executions.everything()]
+        self._trusted = bool(records)
         plan = sweep_plan(
             found,
             slots,
@@ -102,6 +112,24 @@ class Sweeper:
     async def _remove_slot(self, slot: str) -> None:
         await self._parts.driver.remove(slot)  # nothing may run in what is taken away
         await self._parts.workspaces.remove(slot)
+
+    def _read_snapshots(self) -> None:
+        """Beside the sweeps: reading gigabytes shall not keep the next one from coming."""
+        if self._reading is None or self._reading.done():
+            self._reading = asyncio.create_task(self._sweep_snapshots(), name="snapshot-sweep")
+
+    async def _sweep_snapshots(self) -> None:
+        try:
+            await sweep_snapshots(self._parts, trusted=self._trusted)
+        except Unavailable as away:
+            logger.warning("no sweep of snapshots: a part does not answer", extra={"why": str(away)})
+        except Exception:
+            logger.exception("a sweep of snapshots failed")
+
+    async def settled(self) -> None:
+        """What the last sweep began beside it is done."""
+        if self._reading is not None:
+            await self._reading
 
     async def _evict_silent_hosts(self) -> None:
         settings = self._parts.settings

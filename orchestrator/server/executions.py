@@ -56,6 +56,13 @@ async def submit(
     harness = parts.settings.catalogue.get(spec.harness)
     harness.check(spec)
     check_disk(parts, body.resources)
+    if body.limits.idle_timeout_s is not None and not harness.resumes:
+        raise BadInput(
+            f"the harness {harness.name!r} cannot be put to sleep: it would begin anew",
+            field="limits.idle_timeout_s",
+            limit="a harness that resumes",
+            remedy="take it out, pause it by hand, or declare in its file that it `resumes`",
+        )
     files = await _files(parts, body.files)
     # Of the body, not of the spec: the installation's defaults may change between two sends of one key.
     digest = hashlib.sha256(json.dumps(body.model_dump(), sort_keys=True).encode()).hexdigest()

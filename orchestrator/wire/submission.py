@@ -39,13 +39,6 @@ def check_disk(disk_bytes: int) -> int:
     return disk_bytes
 
 
-def idle_is_later(idle_timeout_s: float | None) -> float | None:
-    """Nobody watches for idleness yet; refused, not ignored."""
-    if idle_timeout_s is not None:
-        bounds.refuse("not in this version", limit="null", remedy="leave it out")
-    return idle_timeout_s
-
-
 class ResourcesBody(RequestModel):
     """What one sandbox may use. `cpus` in cores."""
 
@@ -75,11 +68,12 @@ class ResourcesBody(RequestModel):
 
 class LimitsBody(RequestModel):
     """How long and how much; null = no limit. `grace_s`: between SIGTERM and SIGKILL, and between the call that went
-    over the budget and SIGTERM. `steps` is the harness's to keep (LIMIT_STEPS). `on_budget`: `fail` = the execution
+    over the budget and SIGTERM. `idle_timeout_s`: after so long without anything happening in it a harness that resumes
+    is put to sleep. `steps` is the harness's to keep (LIMIT_STEPS). `on_budget`: `fail` = the execution
     ends, `wait` = the call is held until the budget is raised."""
 
     deadline_s: float | None = Field(default=None, gt=0, le=bounds.DEADLINE_S)
-    idle_timeout_s: Annotated[float | None, AfterValidator(idle_is_later)] = None
+    idle_timeout_s: float | None = Field(default=None, ge=1, le=bounds.DEADLINE_S)
     grace_s: float = Field(default=DEFAULT_LIMITS.grace_s, ge=0, le=3600)
     steps: int | None = Field(default=None, ge=1, le=1_000_000)
     budget_usd: Usd = usd_field()

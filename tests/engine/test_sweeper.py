@@ -11,10 +11,11 @@ import pytest
 
 from orchestrator.engine.sweeper import Sweeper
 from orchestrator.errors import EngineUnavailable, Unavailable
-from orchestrator.execution import OutcomeKind, Reason, Resources
+from orchestrator.execution import OutcomeKind, Reason, Resources, SnapshotPolicy
 from orchestrator.lifecycle import ExecutionState
 from orchestrator.sandbox import Absent, Running, SandboxSpec
 from tests.engine.stage import Stage, printed
+from tests.engine.test_snapshots import cut
 
 pytestmark = pytest.mark.root
 
@@ -119,3 +120,25 @@ async def test_the_slots_owner_is_left_alone(here: Stage) -> None:
     os.utime(root / "notes.txt", (0, 0))
     await sweeper(here).sweep()
     assert (root / "notes.txt").read_text() == "mine"
+
+
+async def test_snapshots(here: Stage, caplog: pytest.LogCaptureFixture) -> None:
+    """What no record names goes, what is somebody's is read; a record without files goes where nobody needs it."""
+    here.work(sweep_interval_s=3600)
+    asked = await here.bash("echo kept > file; echo up; read line", snapshots=SnapshotPolicy(at_end=False))
+    await here.saw(asked, printed("up"))
+    older, newer = [await cut(here, asked) for _ in range(2)]
+    await here.parts.workspaces.snapshot(older.sandbox_id, "snp_orphan")
+    young = sweeper(here)  # in the time a cut may take, it may be on its way
+    await young.sweep()
+    await young.settled()
+    assert "snp_orphan" in {one for one, _ in await here.parts.workspaces.snapshots()}
+    await here.parts.workspaces.drop(older.id)
+    old = sweeper(here, cut_limit_s=0.0)
+    await old.sweep()
+    await old.settled()
+    assert {one for one, _ in await here.parts.workspaces.snapshots()} == {newer.id}
+    assert [one.id for one in await here.parts.snapshots.on_host("here")] == [newer.id]
+    read = await here.parts.snapshots.get(newer.id, tenant="default")
+    assert (read.digest, read.size_bytes, read.files) == await here.parts.workspaces.digest(newer.id)
+    assert older.id in " ".join(str(vars(line)) for line in caplog.records)
