@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import uvloop
 
-from orchestrator import logs
+from orchestrator import leftovers, logs
 from orchestrator.catalogue import load_catalogue
 from orchestrator.clock import Clock, SystemClock
 from orchestrator.engine.parts import Parts, WorkerSettings
@@ -51,8 +51,8 @@ from orchestrator.stores.redis import (
     prepare,
 )
 from orchestrator.stores.redis.tokens import RedisTokens
+from orchestrator.workspace import SnapshotStore
 from orchestrator.workspaces.blobs import DirectoryBlobs
-from orchestrator.workspaces.directory import DirectoryStore
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -71,7 +71,7 @@ class Installed:
     intents: RedisIntents
     snapshots: RedisSnapshots
     driver: SandboxDriver
-    workspaces: DirectoryStore
+    workspaces: SnapshotStore
     disk_limited: bool
     blobs: DirectoryBlobs
     reach: LocalReach
@@ -95,9 +95,10 @@ async def installed(settings: Settings) -> AsyncIterator[Installed]:
         ending.push_async_callback(history.aclose)
         streams = RedisStreams(server, keys)
         ending.push_async_callback(streams.aclose)
-        slots = settings.data_dir / "slots"
-        driver = _driver(settings, slots, ending)
-        workspaces = DirectoryStore(slots)
+        chosen = leftovers.chosen(settings)
+        workspaces = await asyncio.to_thread(chosen.open)
+        logger.info("workspaces", extra={"store": chosen.kind, "why": chosen.why, "root": str(chosen.root)})
+        driver = _driver(settings, chosen.slots, ending)
         yield Installed(
             settings=settings,
             executions=RedisExecutions(server, keys),

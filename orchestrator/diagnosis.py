@@ -39,8 +39,8 @@ STORE_ANSWER_LIMIT_S: Final = 2.0
 LEAST_FREE_BYTES: Final = 2 * GIB
 CLOCK_LIMIT_S: Final = 5.0
 HOST_SILENT_MS: Final = 60_000  # workers beat every few seconds
-# A sandbox's socket below the data directory: slots/sbx_<26>/ctl/init.sock (the longest path a unix socket gets there).
-SOCKET_BELOW_BYTES: Final = len("/slots/sbx_") + 26 + len("/ctl/init.sock")
+# A sandbox's socket below the data directory, the longest there: pool/slots/sbx_<26>/ctl/init.sock.
+SOCKET_BELOW_BYTES: Final = len("/pool/slots/sbx_") + 26 + len("/ctl/init.sock")
 
 
 def examine(settings: Settings) -> Iterator[Check]:
@@ -51,6 +51,7 @@ def examine(settings: Settings) -> Iterator[Check]:
     if settings.driver == "docker":
         yield from engine(settings)
     yield from data_directory(settings)
+    yield workspaces(settings)
     yield from store(settings)
     yield from models(settings)
     yield port(settings)
@@ -194,6 +195,32 @@ def data_directory(settings: Settings) -> Iterator[Check]:
         yield Check("data", Verdict.WARN, seen, "make room: the store refuses writes on a full disk")
     else:
         yield Check("data", Verdict.OK, seen)
+
+
+# ---- workspaces ------------------------------------------------------------------------------------------------------
+
+
+def workspaces(settings: Settings) -> Check:
+    """Which store they get here, and why. `pool_size_bytes` and `pool_allocate` matter only once one is made."""
+    try:
+        chosen = leftovers.chosen(settings)
+        if chosen.kind == "directory":
+            seen = f"plain directories ({chosen.why}): snapshots are copies, disk limits are measured"
+            return Check("workspaces", Verdict.OK, seen)
+        seen = f"btrfs: {chosen.why}"
+        if chosen.pool is not None and not chosen.slots.is_dir():
+            made = chosen.pool.file.exists()
+            return Check("workspaces", Verdict.OK, f"{seen}, {'mounted' if made else 'made'} at the next start")
+        facts = asyncio.run(chosen.store().facts())
+    except (CarrelError, OSError) as failure:
+        remedy = failure.data.get("remedy", "") if isinstance(failure, CarrelError) else "mend that"
+        return Check("workspaces", Verdict.MISSING, str(failure), remedy)
+    seen += f", {facts.free_bytes / GIB:.1f} of {facts.total_bytes / GIB:.1f} GiB free"
+    if facts.free_bytes < LEAST_FREE_BYTES:
+        return Check(
+            "workspaces", Verdict.WARN, seen, "make room: remove executions or snapshots, or let the pool grow"
+        )
+    return Check("workspaces", Verdict.OK, seen)
 
 
 # ---- the store -------------------------------------------------------------------------------------------------------

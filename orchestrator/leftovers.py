@@ -9,22 +9,33 @@ import asyncio
 from pathlib import Path
 
 from orchestrator.clock import SystemClock
-from orchestrator.drivers.docker import DockerDriver
-from orchestrator.drivers.docker_options import Installation
-from orchestrator.drivers.engine_calls import EngineCalls
 from orchestrator.engine.sweep_plan import SweepPlan, sweep_plan
 from orchestrator.sandbox import Found
 from orchestrator.settings import Settings
 from orchestrator.stores.redis import Keys, RedisExecutions, Server
-from orchestrator.workspaces.directory import DirectoryStore
+from orchestrator.workspaces.choice import Choice, choose
+
+
+def chosen(settings: Settings) -> Choice:
+    """Where workspaces lie, or would: nothing is made or mounted. Raises BadInput."""
+    return choose(
+        settings.workspace_store,
+        settings.data_dir,
+        label=f"carrel-{settings.installation}",
+        btrfs_path=settings.btrfs_path,
+        size_bytes=settings.pool_size_bytes,
+        allocate=settings.pool_allocate,
+    )
 
 
 async def plan(settings: Settings, url: str) -> SweepPlan:
-    """What a sweep would do now if nothing had a grace. Raises StoreUnavailable, EngineUnavailable."""
-    slots_dir = settings.data_dir / "slots"
+    """What a sweep would do now if nothing had a grace. Raises StoreUnavailable, EngineUnavailable,
+    BadInput for a store of workspaces that cannot be had."""
+    here = chosen(settings)
+    slots_dir = here.slots
     found = await _sandboxes(settings, slots_dir) if settings.driver == "docker" else []
-    # DirectoryStore makes its folder; looking must not.
-    slots = await DirectoryStore(slots_dir).list() if await asyncio.to_thread(slots_dir.is_dir) else []
+    # A pool that is not mounted has nothing here, and looking does not mount it.
+    slots = await here.store().list() if await asyncio.to_thread(slots_dir.is_dir) else []
     server = Server(url, patience_s=2.0)
     try:
         # Read after what exists: a record names its sandbox before that is made.
@@ -36,6 +47,10 @@ async def plan(settings: Settings, url: str) -> SweepPlan:
 
 
 async def _sandboxes(settings: Settings, slots_dir: Path) -> list[Found]:
+    from orchestrator.drivers.docker import DockerDriver
+    from orchestrator.drivers.docker_options import Installation
+    from orchestrator.drivers.engine_calls import EngineCalls
+
     calls = EngineCalls(settings.docker_host)
     try:
         return list(await DockerDriver(Installation(settings.installation), slots_dir, calls=calls).list())

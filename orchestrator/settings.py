@@ -117,6 +117,33 @@ class Settings:
     )
     upload_limit_bytes: int = setting(size(1, 1024 * GIB), 1 * GIB, "Largest uploaded file.")
 
+    # ---- workspaces
+    workspace_store: str = setting(
+        choice("auto", "btrfs", "directory"),
+        "auto",
+        "Where workspaces lie. `btrfs`: snapshots and forks in milliseconds, the kernel keeps disk limits; needs root. "
+        "`directory`: plain directories, anywhere. `auto`: btrfs as root where there is mkfs.btrfs, unless there are "
+        "workspaces as plain directories already; `carrel doctor` says which and why.",
+    )
+    btrfs_path: Path | None = setting(
+        file_or_none(),
+        None,
+        "A folder on a btrfs of yours, for workspaces and snapshots. The first disk limit switches its quotas on.",
+        shown="empty: a pool of our own, a file in the data directory",
+    )
+    pool_size_bytes: int = setting(
+        size(0, 1024 * 1024 * GIB),
+        0,
+        "Size of our own btrfs pool (at least 256m). The file is sparse: it takes what is in it. A larger number makes "
+        "it grow at the next start; it never shrinks.",
+        shown="0: half of what is free when it is made",
+    )
+    pool_allocate: bool = setting(
+        switch(),
+        False,
+        "Take all of the pool's size from the disk at once, so that nothing else can fill the disk below it.",
+    )
+
     # ---- the worker
     driver: str = setting(
         choice("docker", "scripted"), "docker", "What makes sandboxes. `scripted` plays a script: tests and demos."
@@ -211,7 +238,9 @@ class Settings:
     default_nofile: int = setting(whole(64, 1_048_576), 4096, "Open files per process in a sandbox.")
     default_tmp_bytes: int = setting(size(1 * MIB, 64 * GIB), 256 * MIB, "Size of a sandbox's /tmp (it is memory).")
     default_disk_bytes: int = setting(
-        size(0, 64 * 1024 * GIB), 0, "Limit of a workspace; 0 sets none (the `directory` store cannot enforce one)."
+        size(0, 64 * 1024 * GIB),
+        0,
+        "Limit of a workspace; 0 sets none. `btrfs` keeps it; with `directory` it is measured, who is over it stopped.",
     )
     default_grace_s: float = setting(seconds(0, 3600), 10.0, "Between SIGTERM and SIGKILL, at cancel and deadline.")
     default_deadline_s: float = setting(

@@ -17,6 +17,9 @@ from tests.inputs import how_many
 from tests.place import Place
 from tests.sandboxes import build_image
 
+# What a test starts mounts nothing unless the test says so: a pool would outlive a folder that is just removed.
+os.environ.setdefault("CARREL_WORKSPACE_STORE", "directory")
+
 # No deadline, no judgement of slowness: on a busy machine either is a test that fails for the time it took.
 settings.register_profile(
     "carrel", max_examples=how_many(100), deadline=None, suppress_health_check=[HealthCheck.too_slow]

@@ -88,6 +88,7 @@ class Place:
             "XDG_STATE_HOME": str(self.folder / "home"),
             "CARREL_DATA_DIR": str(self.folder / "d"),
             "CARREL_URL": self.url,
+            "CARREL_WORKSPACE_STORE": "directory",  # a pool is mounted, and would outlive a folder that is just removed
             **self.environment,
         }
 

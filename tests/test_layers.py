@@ -55,6 +55,7 @@ ROOMS = {
             "nouns",
             "link",
             "settings",
+            "leftovers",
             "scripted_provider",
             "catalogue",
             "engine",

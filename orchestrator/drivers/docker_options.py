@@ -99,7 +99,8 @@ def spec_digest(spec: SandboxSpec) -> str:
 
 
 def check_resources(resources: Resources, *, host_cpus: float, host_memory_bytes: int) -> None:
-    """Raise Infeasible(field, limit) for what this host or the engine cannot give. 0 for the host = not known."""
+    """Raise Infeasible(field, limit) for what this host or the engine cannot give. 0 for the host = not known.
+    `disk_bytes` is the workspace store's to keep or refuse: a sandbox only binds what that has made."""
     bounds: tuple[tuple[str, float, float, float], ...] = (
         ("cpus", resources.cpus, MIN_CPUS, host_cpus),
         ("memory_bytes", resources.memory_bytes, MIN_MEMORY_BYTES, host_memory_bytes),
@@ -112,8 +113,6 @@ def check_resources(resources: Resources, *, host_cpus: float, host_memory_bytes
             raise Infeasible(f"{name} is {value}, a sandbox needs at least {low}", field=name, limit=f">= {low}")
         if high and value > high:
             raise Infeasible(f"{name} is {value}, this host gives at most {high}", field=name, limit=f"<= {high}")
-    if resources.disk_bytes:
-        raise Infeasible("this driver cannot bound the disk of a workspace", field="disk_bytes", limit="0")
 
 
 def limits(resources: Resources) -> dict[str, int]:

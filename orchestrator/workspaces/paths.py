@@ -127,13 +127,11 @@ class VolumeFiles:
         durable: bool = True,
     ) -> FileStat:
         """As the port says. `durable=False`: the caller syncs (many files laid in at once)."""
-        if self._read_only:
-            raise Conflict("a snapshot cannot be changed", state="snapshot", remedy="fork it, and write there")
         name = inside(path)
         folder_name, _, last = name.rpartition(b"/")
         if not folder_name:
             raise Conflict(f"{path or '/workspace'} is a folder", state="directory", remedy="name a file in it")
-        with self._root() as root, looked_up(path), disk_errors("workspace"):
+        with self._root(change=True) as root, looked_up(path), disk_errors("workspace"):
             if if_match is not None and not _is_there(root, name):
                 raise Changed(f"{path} is not there", etag="", remedy="leave the condition out to make it")
             folder = open_folder(root, folder_name)
@@ -178,7 +176,7 @@ class VolumeFiles:
 
     def mkdir(self, path: str) -> FileStat:
         name = inside(path)
-        with self._root() as root, looked_up(path), disk_errors("workspace"):
+        with self._root(change=True) as root, looked_up(path), disk_errors("workspace"):
             folder = open_folder(root, name)
             try:
                 os.fsync(folder)
@@ -188,13 +186,13 @@ class VolumeFiles:
 
     def move(self, path: str, to: str, *, overwrite: bool = False) -> FileStat:
         old, new = inside(path), inside(to, field="to")
-        with self._root() as root:
+        with self._root(change=True) as root:
             moving.move(root, old, new, path, to, overwrite=overwrite)
         return self.stat(to)
 
     def remove(self, path: str, *, recursive: bool = False) -> None:
         name = inside(path)
-        with self._root() as root:
+        with self._root(change=True) as root:
             moving.remove(root, name, path, recursive=recursive)
 
     def archive(self, path: str, format: ArchiveFormat) -> archiving.Pieces:
@@ -204,7 +202,7 @@ class VolumeFiles:
         return archiving.Pieces(folder, format)
 
     def unpack(self, path: str, chunks: Iterable[bytes], format: ArchiveFormat, limits: UnpackLimits) -> Unpacked:
-        with self._root() as root:
+        with self._root(change=True) as root:
             return unpacking.unpack(root, inside(path), path, chunks, format, limits)
 
     def watch(self, path: str) -> InotifyWatch:
@@ -227,7 +225,9 @@ class VolumeFiles:
             os.close(folder)
 
     @contextlib.contextmanager
-    def _root(self) -> Iterator[int]:
+    def _root(self, *, change: bool = False) -> Iterator[int]:
+        if change and self._read_only:
+            raise Conflict("a snapshot cannot be changed", state="read_only", remedy="fork it, and write there")
         try:
             root = os.open(self._vol, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except OSError as error:

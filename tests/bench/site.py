@@ -87,6 +87,7 @@ async def site(image: str, *, quiet: bool = True) -> AsyncIterator[Site]:
         "CARREL_IMAGE": image,
         "CARREL_CONCURRENCY": "256",
         "CARREL_LOG_LEVEL": "warning",
+        "CARREL_WORKSPACE_STORE": "directory",
     }
     process = subprocess.Popen(
         [sys.executable, *_profiled(), "-m", "orchestrator", "serve"],

@@ -101,6 +101,7 @@ async def server(folder: Path) -> AsyncIterator[Serving]:
         *("--host", "127.0.0.1", "--redis-url", ""),
         # The suite asks once as a page of this origin would; no engine is needed to keep streams.
         *("--set", "allowed_origins=https://example.com", "--set", "driver=scripted"),
+        *("--set", "workspace_store=directory"),
         *("--set", "installation=conformance", "--set", "log_format=json"),
     ]
     paths = [str(ROOT / part) for part in (".", "sandbox-image", "agent-harness")]

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import Conflict, DiskFull, Infeasible, NotFound
-from orchestrator.workspace import Files, SnapshotStore
+from orchestrator.workspace import Files, SnapshotStore, UnpackLimits
 from tests.volume_stores import MIB
 
 
@@ -44,8 +44,16 @@ async def test_a_snapshot_stays_as_it_was(snapshot_store: SnapshotStore, vol: Pa
     (vol / "state" / "memory").unlink()
     kept = snapshot_store.snapshot_files("snp_1")
     assert content(kept, "x") == b"1" and content(kept, "/state/memory") == b"harness"
-    with pytest.raises(Conflict):
-        kept.write("x", [b"3"])
+    for change in (
+        lambda: kept.write("x", [b"3"]),
+        lambda: kept.mkdir("d"),
+        lambda: kept.move("x", "y"),
+        lambda: kept.remove("x"),
+        lambda: kept.unpack("", [b""], "tar", UnpackLimits(1)),
+    ):
+        with pytest.raises(Conflict) as caught:
+            change()
+        assert caught.value.data["state"] == "read_only"
     assert content(kept, "x") == b"1"
     assert [snapshot_id for snapshot_id, _ in await snapshot_store.snapshots()] == ["snp_1"]
 

@@ -118,7 +118,6 @@ def test_quota_and_period_as_the_kernel_wants_them() -> None:
         ("pids", 3),
         ("nofile", 3),
         ("tmp_bytes", 100),
-        ("disk_bytes", 1),
     ],
 )
 def test_what_cannot_be_given_is_named(field: str, value: float) -> None:
@@ -127,6 +126,10 @@ def test_what_cannot_be_given_is_named(field: str, value: float) -> None:
         check_resources(asked, host_cpus=4, host_memory_bytes=8 * GIB)
     assert caught.value.data["field"] == field and caught.value.data["limit"]
     check_resources(Resources(), host_cpus=4, host_memory_bytes=8 * GIB)
+
+
+def test_the_disk_is_not_the_drivers_to_refuse() -> None:
+    check_resources(replace(Resources(), disk_bytes=1), host_cpus=4, host_memory_bytes=8 * GIB)
 
 
 def test_an_agent_the_image_does_not_know_has_a_name() -> None:

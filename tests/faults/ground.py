@@ -91,6 +91,7 @@ class Ground:
             "CARREL_DATA_DIR": str(self.folder),
             "CARREL_REDIS_URL": self.embedded.url,
             "CARREL_DRIVER": "scripted",
+            "CARREL_WORKSPACE_STORE": "directory",
             "CARREL_HOST_NAME": "here",
             "CARREL_LEASE_S": f"{LEASE_S}",
             "CARREL_CONCURRENCY": "24",

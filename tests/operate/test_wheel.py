@@ -46,6 +46,7 @@ def installed(wheel: Path, tmp_path: Path, short_dir: Path) -> Iterator[dict[str
         "CARREL_LOG_FORMAT": "json",
         "CARREL_PORT": "0",
         "CARREL_DRIVER": "scripted",
+        "CARREL_WORKSPACE_STORE": "directory",
     }
 
 
