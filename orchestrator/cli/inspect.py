@@ -19,15 +19,18 @@ def inspect(
     """Show records: for people on a terminal, as JSON into a pipe or with --json."""
     with reaching.client(ctx) as client:
         for ref in executions:
-            found = reaching.execution(client, ref)
-            assert found.record is not None
-            shape = found.record.model_dump(mode="json")
+            found = client.execution(reaching.name_of(client.address.url, ref))
+            record = found.refresh(disk=True)
+            shape = record.model_dump(mode="json")
             if as_json or not sys.stdout.isatty():
                 console.document(shape)
                 continue
-            shape["outcome"] = endings.summary(found.record) if found.record.outcome else None
-            shape["egress"] = ", ".join(found.record.egress.allow)
-            shape["budget"] = money.budget(found.record)
+            shape["outcome"] = endings.summary(record) if record.outcome else None
+            shape["egress"] = ", ".join(record.egress.allow)
+            shape["budget"] = money.budget(record)
+            if disk := record.disk:
+                limit = f" of {console.bytes_shown(disk.limit_bytes)}" if disk.limit_bytes else ", no limit"
+                shape["disk"] = f"{console.bytes_shown(disk.used_bytes)}{limit}"
             del shape["spend"]
             console.table(
                 ("", ""), [(key, _shown(value)) for key, value in shape.items() if value not in (None, "", [], {})]

@@ -40,9 +40,30 @@ def complete(ctx: typer.Context, incomplete: str) -> list[str]:
     return [word for word in dict.fromkeys(words) if word.startswith(incomplete)]
 
 
+def complete_snapshot(ctx: typer.Context, incomplete: str) -> list[str]:
+    """The same of snapshots."""
+    from orchestrator.client import Client, Patience
+    from orchestrator.client.snapshot_requests import snapshots
+
+    try:
+        who = target(ctx)
+        with Client(who.url, who.token, patience=Patience(limit_s=0.0), silence_s=COMPLETION_S) as client:
+            found = client.call(snapshots(limit=COMPLETED)).snapshots
+    except CarrelError:
+        return []
+    words = [*(one.name for one in found if one.name), *(one.id for one in found)]
+    return [word for word in dict.fromkeys(words) if word.startswith(incomplete)]
+
+
 Ref = typer.Argument(
     metavar="EXECUTION",
     help="An id, a unique prefix of one, a name, or @last.",
+    show_default=False,
+    autocompletion=complete,
+)
+OptionalRef = typer.Argument(
+    metavar="[EXECUTION]",
+    help="An id, a unique prefix of one, a name, or @last; none = all.",
     show_default=False,
     autocompletion=complete,
 )

@@ -1,4 +1,4 @@
-"""`carrel resume`: thaw it."""
+"""`carrel resume`: thaw it, or wake it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def resume(
     ctx: typer.Context,
     executions: Annotated[list[str], reaching.Refs],
 ) -> None:
-    """Thaw a paused execution."""
+    """Thaw a paused execution; wake one that sleeps, with its files, its state and its messages."""
     with reaching.client(ctx) as client:
         for ref in executions:
             record = client.execution(reaching.name_of(client.address.url, ref)).resume()

@@ -76,6 +76,14 @@ def run(
     grace: Annotated[
         str | None, typer.Option("--stop-timeout", metavar="DURATION", help="Between SIGTERM and SIGKILL.")
     ] = None,
+    idle_timeout: Annotated[
+        str | None,
+        typer.Option("--idle-timeout", metavar="DURATION", help="Idle for so long, it sleeps until somebody needs it."),
+    ] = None,
+    snapshot_every: Annotated[
+        str | None, typer.Option("--snapshot-every", metavar="DURATION", help="Snapshots while it runs.")
+    ] = None,
+    disk: Annotated[str | None, typer.Option("--disk", metavar="SIZE", help="Most its workspace may take.")] = None,
     name: Annotated[str | None, typer.Option("--name", help="A name of its own.")] = None,
     label: Annotated[list[str] | None, typer.Option("-l", "--label", metavar="K=V", help="A label.")] = None,
     upload: Annotated[
@@ -111,14 +119,21 @@ def run(
         "env": variables,
         "name": name,
         "labels": units.pairs(label or [], "-l"),
-        "resources": _given(cpus=cpus, memory_bytes=units.size_bytes(memory) if memory else None, pids=pids),
+        "resources": _given(
+            cpus=cpus,
+            memory_bytes=units.size_bytes(memory) if memory else None,
+            pids=pids,
+            disk_bytes=units.size_bytes(disk) if disk else None,
+        ),
         "limits": _given(
             deadline_s=units.duration_s(timeout) if timeout else None,
             grace_s=units.duration_s(grace) if grace else None,
+            idle_timeout_s=units.duration_s(idle_timeout) if idle_timeout else None,
             steps=max_steps,
             on_budget=on_budget,
         )
         | _limits(budget_usd, budget_tokens),
+        "snapshots": {"every_s": units.duration_s(snapshot_every)} if snapshot_every else None,
         "model": model,
         "egress": allow,
     }
