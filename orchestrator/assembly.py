@@ -72,7 +72,6 @@ class Installed:
     snapshots: RedisSnapshots
     driver: SandboxDriver
     workspaces: SnapshotStore
-    disk_limited: bool
     blobs: DirectoryBlobs
     reach: LocalReach
     tokens: RedisTokens
@@ -108,7 +107,6 @@ async def installed(settings: Settings) -> AsyncIterator[Installed]:
             snapshots=RedisSnapshots(server, keys),
             driver=driver,
             workspaces=workspaces,
-            disk_limited=(await workspaces.facts()).limits_disk,
             blobs=DirectoryBlobs(settings.data_dir / "blobs"),
             reach=LocalReach(driver, workspaces, settings.host_name),
             tokens=RedisTokens(server, keys),
@@ -203,7 +201,6 @@ def app_of(parts: Installed) -> FastAPI:
             default_resources=settings.default_resources,
             default_limits=settings.default_limits,
             host=settings.host_name,
-            disk_limited=parts.disk_limited,
             catalogue=load_catalogue(Path(settings.harness_dir).expanduser() if settings.harness_dir else None),
         ),
     )

@@ -32,7 +32,8 @@ def hibernate(
             while not no_wait and record.state != "HIBERNATED" and (left_s := until - time.monotonic()) > 0:
                 if record.wants.hibernate is None and record.state != "HIBERNATING":
                     break  # it ended, or a message came first
-                record = one.history(after=record.cursor, hold_s=min(left_s, HOLD_S)) and one.refresh()
+                one.history(after=record.cursor, hold_s=min(left_s, HOLD_S))
+                record = one.refresh()
                 outage.over()
             if no_wait or record.state == "HIBERNATED":
                 console.line(console.printable(ref if ref != "@last" else record.id))

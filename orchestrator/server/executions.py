@@ -16,13 +16,13 @@ from orchestrator.errors import BadInput, Conflict, NotFound
 from orchestrator.events import Cursor
 from orchestrator.execution import CancelWant, Execution, FileRef, OutcomeKind
 from orchestrator.executions import Filter
-from orchestrator.harnesses import BUILT_IN
+from orchestrator.harnesses import BUILT_IN, Harness
 from orchestrator.lifecycle import ExecutionState
 from orchestrator.server.parts import Parts, Reader, ThePart, Writer
 from orchestrator.server.waiting import first_page, preferred_wait_s
 from orchestrator.wire import bounds
 from orchestrator.wire.record import Record, RecordPage
-from orchestrator.wire.submission import FileBody, ResourcesBody, SubmitBody
+from orchestrator.wire.submission import FileBody, LimitsBody, SubmitBody
 from orchestrator.workspace import DiskUse
 
 router = APIRouter(prefix="/v1/executions", tags=["executions"])
@@ -55,14 +55,7 @@ async def submit(
     )
     harness = parts.settings.catalogue.get(spec.harness)
     harness.check(spec)
-    check_disk(parts, body.resources)
-    if body.limits.idle_timeout_s is not None and not harness.resumes:
-        raise BadInput(
-            f"the harness {harness.name!r} cannot be put to sleep: it would begin anew",
-            field="limits.idle_timeout_s",
-            limit="a harness that resumes",
-            remedy="take it out, pause it by hand, or declare in its file that it `resumes`",
-        )
+    check_idle(harness, body.limits)
     files = await _files(parts, body.files)
     # Of the body, not of the spec: the installation's defaults may change between two sends of one key.
     digest = hashlib.sha256(json.dumps(body.model_dump(), sort_keys=True).encode()).hexdigest()
@@ -88,14 +81,14 @@ def check_key(idempotency_key: str) -> None:
         )
 
 
-def check_disk(parts: Parts, asked: ResourcesBody) -> None:
-    """A limit that nobody enforces is refused, not ignored. Raises BadInput."""
-    if asked.disk_bytes and not parts.settings.disk_limited:
+def check_idle(harness: Harness, asked: LimitsBody) -> None:
+    """Raises BadInput."""
+    if asked.idle_timeout_s is not None and not harness.resumes:
         raise BadInput(
-            "resources.disk_bytes: this installation's workspace store cannot enforce a disk limit",
-            field="resources.disk_bytes",
-            limit="0 (not limited)",
-            remedy="leave it out, or set `workspace_store = btrfs`",
+            f"the harness {harness.name!r} cannot be put to sleep: it would begin anew",
+            field="limits.idle_timeout_s",
+            limit="a harness that resumes",
+            remedy="take it out, pause it by hand, or declare in its file that it `resumes`",
         )
 
 
@@ -199,7 +192,9 @@ async def _disk(parts: Parts, execution: Execution) -> DiskUse | None:
     if parts.store is None or not here or execution.sandbox_id is None:
         return None
     try:
-        return await parts.store.disk(execution.sandbox_id)
+        use = await parts.store.disk(execution.sandbox_id)
+        # A store that cannot bound it knows no limit; its worker measures against this one.
+        return replace(use, limit_bytes=use.limit_bytes or execution.resources.disk_bytes)
     except NotFound:
         return None  # it sleeps, and only its snapshot is left
 

@@ -13,7 +13,7 @@ from orchestrator.errors import BadInput, CarrelError, Conflict
 from orchestrator.execution import CancelWant, Execution, Spec
 from orchestrator.harnesses import harness_of
 from orchestrator.server import cuts
-from orchestrator.server.executions import check_disk, check_key, end, new_execution_id
+from orchestrator.server.executions import check_idle, check_key, end, new_execution_id
 from orchestrator.server.parts import Parts, ThePart, Writer
 from orchestrator.server.tree import root_of
 from orchestrator.server.waiting import preferred_wait_s
@@ -47,7 +47,6 @@ async def fork(
     then what runs is cut first and works on. Held for that cut (`Prefer: wait=N`, 60 s without). The same
     `Idempotency-Key`: the same forks."""
     check_key(idempotency_key)
-    check_disk(parts, body.resources)
     execution = await parts.find(id, caller)
     request.scope["carrel.held"] = True
     if body.snapshot:
@@ -57,6 +56,7 @@ async def fork(
         snapshot = await cuts.as_it_is(parts, execution, why=Why.FORK, key=idempotency_key, wait_s=wait_s)
     spec = _spec(execution, body, snapshot)
     harness = harness_of(spec)
+    check_idle(harness, body.limits)
     says = body.task is not None and harness.resumes and (spec.stdin or harness.stdin) != "none"
     if body.task is not None and not says:
         spec = replace(spec, task=body.task)

@@ -42,9 +42,8 @@ class ServerSettings:
     `allowed_hosts`: values of the Host header besides localhost, 127.0.0.1 and [::1] ("*" = any); `allowed_origins`:
     browser origins besides the server's own. A viewer that takes nothing for `stall_limit_s` is dropped; `recheck_s`:
     how often a stream that lives on asks whether its token still holds.
-    `host`: this one, as records name it, "" = none of its workspaces are here. `disk_limited`: the store can bound a
-    workspace. `wake_wait_s`: how long a request that needs a sleeping execution alive waits for it; `cut_wait_s`: how
-    long a fork from now, or a rewind, waits for the snapshot it needs.
+    `host`: this one, as records name it, "" = none of its workspaces are here. `wake_wait_s`: how long a request that
+    needs a sleeping execution alive waits for it; `cut_wait_s`: how long a fork from now waits for its snapshot.
     `long_poll_s`: how long one of a generic stream is held (the protocol's public suite expects at most 20).
     """
 
@@ -64,7 +63,6 @@ class ServerSettings:
     viewer_limit: int = 4096
     file_threads: int = 16
     host: str = ""
-    disk_limited: bool = False
     wake_wait_s: float = 60.0
     cut_wait_s: float = 60.0
     upload_threads: int = 64

@@ -29,7 +29,7 @@ DISK_LEAST_BYTES: Final = 1 * bounds.MIB
 
 
 def check_disk(disk_bytes: int) -> int:
-    """Whether the installation's store can bound it, the server asks."""
+    """Where the store cannot bound a workspace, its worker measures it and ends what goes beyond."""
     if disk_bytes and disk_bytes < DISK_LEAST_BYTES:
         bounds.refuse(
             f"{disk_bytes} bytes are too few for a workspace",

@@ -56,8 +56,8 @@ async def test_a_key_submits_once(api: Api) -> None:
     [
         ({"command": ["x"], "privileged": True}, "privileged"),
         ({"command": ["x"], "labels": {"carrel.sandbox": "x"}}, "labels"),
-        ({"command": ["x"], "resources": {"disk_bytes": 1 << 30}}, "resources.disk_bytes"),
-        ({"command": ["x"], "limits": {"idle_timeout_s": 5}}, "limits.idle_timeout_s"),
+        ({"command": ["x"], "resources": {"disk_bytes": 1}}, "resources.disk_bytes"),
+        ({"command": ["x"], "limits": {"idle_timeout_s": 0}}, "limits.idle_timeout_s"),
         ({"task": "x", "harness": "nope"}, "harness"),
         ({"task": "x" * (MIB + 1)}, "task"),
         ({"command": ["x"], "files": [{"path": "a", "sha256": "0" * 64}]}, "files[0].sha256"),

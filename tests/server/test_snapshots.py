@@ -105,7 +105,7 @@ async def test_where_there_is_none_to_be_had(api: Api) -> None:
         ("POST", "/v1/executions/{id}/fork", {"count": 101}, "count"),
         ("POST", "/v1/executions/{id}/fork", {"snapshot": "../x"}, "snapshot"),
         ("POST", "/v1/executions/{id}/fork", {"count": 100, "name": "n" * 61}, "body"),
-        ("POST", "/v1/executions/{id}/fork", {"resources": {"disk_bytes": 1 << 30}}, "resources.disk_bytes"),
+        ("POST", "/v1/executions/{id}/fork", {"resources": {"disk_bytes": 1}}, "resources.disk_bytes"),
         ("POST", "/v1/executions/{id}/fork", {"limits": {"grace_s": -1}}, "limits.grace_s"),
         ("POST", "/v1/executions/{id}/fork", {"command": ["x"]}, "command"),
         ("POST", "/v1/executions/{id}/rewind", {}, "snapshot"),
