@@ -208,7 +208,7 @@ def workspaces(settings: Settings) -> Check:
             seen = f"plain directories ({chosen.why}): snapshots are copies, disk limits are measured"
             return Check("workspaces", Verdict.OK, seen)
         seen = f"btrfs: {chosen.why}"
-        if chosen.pool is not None and not chosen.slots.is_dir():
+        if chosen.pool is not None and not chosen.root.is_mount():
             made = chosen.pool.file.exists()
             return Check("workspaces", Verdict.OK, f"{seen}, {'mounted' if made else 'made'} at the next start")
         facts = asyncio.run(chosen.store().facts())

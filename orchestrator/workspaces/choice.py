@@ -94,7 +94,7 @@ def _hindrance(own: pool.Pool, is_root: bool) -> str:
         return "mkfs.btrfs is not here (apt-get install btrfs-progs)"
     if not Path("/dev/loop-control").exists():
         return "there are no loop devices"
-    if not mounts.in_the_hosts_namespace():
+    if not mounts.engine_sees_ours():
         return (
             "this process has a mount namespace of its own (systemd's ProtectSystem, say), the container engine would "
             "not see a pool in it: mount a btrfs at boot and set btrfs_path"

@@ -47,12 +47,25 @@ def unmount(point: Path) -> None:
     _check(_libc.umount2(os.fsencode(point), 0), point)
 
 
-def in_the_hosts_namespace() -> bool:
-    """What is mounted here is seen by the container engine, which runs where process 1 does."""
+def engine_sees_ours() -> bool:
+    """Whether the container engine sees what is mounted here: dockerd, or where none runs, process 1."""
+    ours = _namespace("self")
+    engines = [entry.parent.name for entry in Path("/proc").glob("[0-9]*/comm") if _program(entry) == "dockerd"]
+    return ours is not None and any(_namespace(one) == ours for one in engines or ["1"])
+
+
+def _namespace(process: str) -> int | None:
     try:
-        return os.stat("/proc/self/ns/mnt").st_ino == os.stat("/proc/1/ns/mnt").st_ino  # noqa: PTH116 (no Path needed)
+        return Path("/proc", process, "ns", "mnt").stat().st_ino
     except OSError:
-        return False
+        return None
+
+
+def _program(comm: Path) -> str:
+    try:
+        return comm.read_text().strip()
+    except OSError:  # ended meanwhile
+        return ""
 
 
 def _check(answer: int, point: Path) -> None:

@@ -96,6 +96,7 @@ class Pool:
         new = self.file.with_name(f"{FILE}.new")  # whole from the moment it has its name
         try:
             with new.open("wb") as file:
+                os.fchmod(file.fileno(), 0o600)
                 file.truncate(size_bytes)
                 if self.allocate:
                     os.posix_fallocate(file.fileno(), 0, size_bytes)
