@@ -13,11 +13,12 @@ def stats(
     ctx: typer.Context,
     since: Annotated[str, typer.Option("--since", metavar="TIME", help="24h (ago) or 2025-01-31T08:15:00Z.")] = "24h",
     by: Annotated[str, typer.Option("--by", help="harness, tenant, or label:KEY.")] = "",
+    disk: Annotated[bool, typer.Option("--disk", help="What each tenant's workspaces and snapshots take.")] = False,
     as_json: Annotated[bool, reaching.Json] = False,
 ) -> None:
     """Outcomes by reason since a moment, and how many are in which state now."""
     with reaching.client(ctx) as client:
-        found = client.stats(since=units.moment(since), by=by)
+        found = client.stats(since=units.moment(since), by=by, disk=disk)
     if as_json:
         console.json_line(found.model_dump_json())
         return
@@ -40,6 +41,21 @@ def stats(
     for host in found.hosts:
         workers = f"{len(host.workers)} worker{'s' if len(host.workers) != 1 else ''}"
         console.line(f"host {console.printable(host.name)}: {workers}, seen {console.age(host.seen_at)} ago")
+    if store := found.store:
+        free = f"{console.bytes_shown(store.free_bytes)} of {console.bytes_shown(store.total_bytes)} free"
+        console.line(f"store {store.kind}: {free if store.total_bytes else 'its room is not known'}")
+    if found.disk:
+        taken = [
+            (
+                one.tenant,
+                str(one.workspaces),
+                console.bytes_shown(one.used_bytes),
+                str(one.snapshots),
+                console.bytes_shown(one.snapshot_bytes),
+            )
+            for one in found.disk
+        ]
+        console.table(("TENANT", "WORKSPACES", "USED", "SNAPSHOTS", "THEIR SIZE"), taken)
 
 
 def _counts(counts: dict[str, int]) -> str:

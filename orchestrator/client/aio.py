@@ -189,9 +189,9 @@ class AsyncClient:
             uploads.check(file, (await self.call(requests.blob(file.body))).sha256)
         return file.entry
 
-    async def stats(self, *, since: datetime | None = None, by: str = "") -> Stats:
+    async def stats(self, *, since: datetime | None = None, by: str = "", disk: bool = False) -> Stats:
         """See sync.Client.stats."""
-        return await self.call(requests.stats(since=since, by=by))
+        return await self.call(requests.stats(since=since, by=by, disk=disk))
 
     async def health(self) -> Health:
         """See sync.Client.health."""

@@ -192,9 +192,9 @@ class Client:
             uploads.check(file, self.call(requests.blob(file.body)).sha256)
         return file.entry
 
-    def stats(self, *, since: datetime | None = None, by: str = "") -> Stats:
-        """Outcomes since a moment (see GET /stats)."""
-        return self.call(requests.stats(since=since, by=by))
+    def stats(self, *, since: datetime | None = None, by: str = "", disk: bool = False) -> Stats:
+        """Outcomes since a moment (see GET /stats); with `disk` what workspaces and snapshots take."""
+        return self.call(requests.stats(since=since, by=by, disk=disk))
 
     def health(self) -> Health:
         """Whether it answers, and its version."""

@@ -10,6 +10,7 @@ from orchestrator.executions import Host, Tally
 from orchestrator.harnesses import Harness, OutputMode, StdinMode
 from orchestrator.wire.shape import AnswerModel, Moment
 from orchestrator.wire.way_out import SpendAnswer
+from orchestrator.workspace import StoreFacts
 
 
 class Health(AnswerModel):
@@ -66,13 +67,47 @@ class HostAnswer(AnswerModel):
         return cls(name=host.name, seen_at=host.seen_at, workers=list(host.workers), facts=dict(host.facts))
 
 
+class StoreAnswer(AnswerModel):
+    """The workspace store of the host that answers. `limits_disk`: it bounds a workspace itself; `instant`: a snapshot
+    takes the same time whatever its size. 0 bytes = not known."""
+
+    kind: str
+    limits_disk: bool
+    instant: bool
+    free_bytes: int = 0
+    total_bytes: int = 0
+
+    @classmethod
+    def of(cls, facts: StoreFacts) -> StoreAnswer:
+        return cls(
+            kind=facts.kind,
+            limits_disk=facts.limits_disk,
+            instant=facts.instant,
+            free_bytes=facts.free_bytes,
+            total_bytes=facts.total_bytes,
+        )
+
+
+class TenantDisk(AnswerModel):
+    """What a tenant's workspaces on that host take, and its snapshots anywhere: their whole size, though they share
+    what they have in common."""
+
+    tenant: str
+    workspaces: int = 0
+    used_bytes: int = 0
+    snapshots: int = 0
+    snapshot_bytes: int = 0
+
+
 class Stats(AnswerModel):
-    """`states` counts what is there now; `groups` what ended since."""
+    """`states` counts what is there now; `groups` what ended since; `disk` only where it was asked for."""
 
     states: dict[str, int]
     since: Moment
     groups: list[OutcomeGroup]
     hosts: list[HostAnswer]
+    store: StoreAnswer | None = None
+    disk: list[TenantDisk] = Field(default_factory=list)
 
 
 class HarnessAnswer(AnswerModel):

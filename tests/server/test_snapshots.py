@@ -9,6 +9,7 @@ import pytest
 from orchestrator import errors
 from orchestrator.lifecycle import Trigger
 from orchestrator.server.parts import ServerSettings
+from orchestrator.tokens import Scope
 from tests.contracts.redis_store import SUCCEEDED
 from tests.server.conftest import Api, until, with_settings
 
@@ -189,6 +190,21 @@ async def test_the_workspace_is_measured_where_it_is_asked_for(api: Api) -> None
     disk = (await execution.refresh(disk=True)).disk
     assert disk is not None and disk.used_bytes >= 100_000 and disk.limit_bytes == 0
     await api.store.finish(lease, own=3, outcome=SUCCEEDED)
+
+
+async def test_stats_of_the_disk_are_a_tenant_s_own(api: Api) -> None:
+    lease = await api.running()
+    await api.client.execution(lease.execution_id).files.write("a", b"x" * 100_000)
+    await api.cut(lease, own=3, size_bytes=123)
+    assert (await api.client.stats()).disk == []
+    stats = await api.client.stats(disk=True)
+    assert stats.store is not None and (stats.store.kind, stats.store.limits_disk) == ("directory", False)
+    (own,) = stats.disk
+    assert (own.tenant, own.workspaces, own.snapshots, own.snapshot_bytes) == ("default", 1, 1, 123)
+    assert own.used_bytes >= 100_000
+    async with api.caller(await api.token_for(Scope.READ, tenant="other")) as http:
+        answer = (await http.get("/v1/stats", params={"disk": "true"})).json()
+    assert answer["disk"] == [] and answer["store"] is None
 
 
 async def test_the_policy_is_in_the_record(api: Api) -> None:
