@@ -57,8 +57,7 @@ def copy_tree(source: Path, target: Path, links: Path) -> Copied:
                         here.leave()
                     continue
                 if name:
-                    with contextlib.suppress(FileExistsError):  # seen twice: renamed meanwhile
-                        os.mkdir(name, 0o700, dir_fd=here.fd)
+                    _make_folder(name, here.fd)
                     here.enter(name)
                 copier.done.folders += 1
                 copier.entries(there.fd, here.fd)
@@ -67,6 +66,16 @@ def copy_tree(source: Path, target: Path, links: Path) -> Copied:
     remove_tree(links)
     sync_filesystem(target)
     return copier.done
+
+
+def _make_folder(name: str, here: int) -> None:
+    """Of a name that was copied already, as this folder or as a file, when things change places meanwhile."""
+    try:
+        os.mkdir(name, 0o700, dir_fd=here)
+    except FileExistsError:
+        if not stat.S_ISDIR(os.stat(name, dir_fd=here, follow_symlinks=False).st_mode):
+            os.unlink(name, dir_fd=here)
+            os.mkdir(name, 0o700, dir_fd=here)
 
 
 class _Copier:
