@@ -18,6 +18,6 @@ attempt         one execution from claim to end: the actor
   ending        outcome (pure) and artifacts
   scribe        the one pen: every append of one epoch
   recall        what only the history remembers
-sweeper         sets right what a crash left; sweep_plan decides, pure
+sweeper         sets right what a crash left (snapshot_sweep: of snapshots); sweep_plan decides, pure
 environment     what the harness is given, pure
 """

@@ -11,7 +11,17 @@ from ulid import ULID
 from orchestrator import events
 from orchestrator.engine.crash_point import CRASH_POINTS
 from orchestrator.events import Cursor, Event
-from orchestrator.execution import CancelWant, Execution, InterruptWant, OutcomeKind, RetryPolicy, Spec
+from orchestrator.execution import (
+    CancelWant,
+    Execution,
+    HibernateWant,
+    InterruptWant,
+    OutcomeKind,
+    RetryPolicy,
+    SnapshotWant,
+    Spec,
+)
+from orchestrator.harnesses import Harness
 from orchestrator.lifecycle import ExecutionState
 from tests.faults.ground import Ground, ground
 from tests.faults.judge import told
@@ -19,7 +29,9 @@ from tests.faults.judge import told
 pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]
 
 #: The others are for `make test-all`: each costs two starts of a worker and a lease.
-ALWAYS = {"after_place", "after_start", "after_relay_append", "after_exit_append", "after_finish_append"}
+ALWAYS = {"after_place", "after_start", "after_relay_append", "after_exit_append", "after_finish_append"} | {
+    *("after_freeze", "before_snapshot_append", "after_hibernating"),
+}
 
 WORK = (
     "echo start >> starts; exec 9<> <(:); trap 'echo int; exit 0' INT; echo up; read m; echo got $m; "
@@ -27,12 +39,31 @@ WORK = (
 )
 STUBBORN = "echo start >> starts; exec 9<> <(:); trap 'echo term' TERM; echo up; while :; do read -t 0.05 -u 9; done"
 SLEEPER = "echo start >> starts; echo up $EXECUTION_ATTEMPT; read m; echo got $m; [ $EXECUTION_ATTEMPT = 2 ] || exit 75"
+DREAMER = (
+    "echo start >> starts; echo up $EXECUTION_ATTEMPT; while read m; do echo got $m; [ $m != end ] || exit; done"
+)
 PHOENIX = "echo start >> starts; echo up $EXECUTION_ATTEMPT; read m; echo got $m"
 
 SCENES = {
     **dict.fromkeys(("after_stopping", "after_terminate", "after_kill"), "cancel"),
     **dict.fromkeys(("before_cut_append", "after_cut_append"), "sleep"),
     **dict.fromkeys(("before_lost_append", "after_lost_append"), "loss"),
+    **dict.fromkeys(
+        (
+            *("before_freeze", "after_freeze", "after_quiesce", "after_snapshot", "before_thaw", "after_thaw"),
+            *("before_snapshot_append", "after_snapshot_append"),
+        ),
+        "snapshot",
+    ),
+    "after_hibernating": "dream",
+}
+SCRIPTS = {
+    "work": WORK,
+    "cancel": STUBBORN,
+    "sleep": SLEEPER,
+    "loss": PHOENIX,
+    "snapshot": WORK,
+    "dream": DREAMER,
 }
 
 
@@ -43,10 +74,9 @@ async def test_every_point_is_survived(point: str) -> None:
     async with ground() as here:
         scene = SCENES.get(point, "work")
         doomed = await here.worker(CARREL_CRASH_AT=point, CARREL_LEASE_S="1")
-        execution = await submit(here, {"work": WORK, "cancel": STUBBORN, "sleep": SLEEPER, "loss": PHOENIX}[scene])
-        acting = asyncio.create_task(
-            {"work": work, "cancel": cancel, "sleep": sleep, "loss": lose}[scene](here, execution)
-        )
+        execution = await submit(here, SCRIPTS[scene])
+        acts = {"work": work, "cancel": cancel, "sleep": sleep, "loss": lose, "snapshot": snapshot, "dream": dream}
+        acting = asyncio.create_task(acts[scene](here, execution))
         assert doomed.child is not None
         assert await doomed.child.wait() == 137, f"it did not come to {point}\n{here.last_logs()}"
         await here.worker(CARREL_LEASE_S="1")
@@ -66,7 +96,8 @@ async def test_every_point_is_survived(point: str) -> None:
 
 
 async def submit(here: Ground, script: str) -> Execution:
-    spec = Spec(harness="command", command=("bash", "-c", script), retry=RetryPolicy(on_lost="retry", backoff_s=0.01))
+    goes_on = Harness("goes-on", ("/bin/bash", "-c", script), resumes=True, reads_task=False)
+    spec = Spec(harness=goes_on.name, declared=goes_on, retry=RetryPolicy(on_lost="retry", backoff_s=0.01))
     done = await here.executions.submit(spec, execution_id=f"exe_{str(ULID()).lower()}")
     return done.execution
 
@@ -118,6 +149,33 @@ async def sleep(here: Ground, execution: Execution) -> Ending:
     await here.history.send(execution.id, "n", b"two")
     await end(here, execution)
     return b"up 1\ngot one\nup 2\ngot two\n", OutcomeKind.SUCCEEDED, 2
+
+
+async def snapshot(here: Ground, execution: Execution) -> Ending:
+    """A snapshot is taken of it, once, and it goes on."""
+    await saw(here, execution, b"up")
+    want = SnapshotWant("snp_01aaaaaaaaaaaaaaaaaaaaaaaa")
+    await here.executions.want(execution.id, want)
+    while (await here.executions.get(execution.id)).wants.snapshots:
+        await asyncio.sleep(0.02)
+    ending = await work(here, execution)
+    history = await told(here, execution)
+    made = [event.data["id"] for event in history if event.type == events.SNAPSHOT_CREATED]
+    assert made.count(want.id) == 1, made
+    assert here.workspaces.snapshot_files(want.id).stat("starts").size_bytes == len("start\n")
+    return ending
+
+
+async def dream(here: Ground, execution: Execution) -> Ending:
+    """Is put to sleep, is woken by a message, ends well."""
+    await here.history.send(execution.id, "m", b"one")
+    await saw(here, execution, b"got one")
+    await here.executions.want(execution.id, HibernateWant("h"))
+    while (await here.executions.get(execution.id)).state is not ExecutionState.HIBERNATED:
+        await asyncio.sleep(0.02)
+    await here.history.send(execution.id, "n", b"end")
+    await end(here, execution)
+    return b"up 1\ngot one\nup 2\ngot end\n", OutcomeKind.SUCCEEDED, 2
 
 
 async def lose(here: Ground, execution: Execution) -> Ending:
