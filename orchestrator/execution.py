@@ -205,12 +205,13 @@ class PauseWant:
 
 @dataclass(frozen=True, slots=True)
 class ResourcesWant:
-    """Other resources for the running sandbox; None = as it is. The last one wins."""
+    """Other resources for the running sandbox; None = as it is. `disk_bytes` 0 = not limited. The last one wins."""
 
     id: str
     cpus: float | None = None
     memory_bytes: int | None = None
     pids: int | None = None
+    disk_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from orchestrator.execution import Execution, ResourcesWant
 from orchestrator.history import Change
 from orchestrator.lifecycle import Trigger
 from orchestrator.link import OwnerLink
-from orchestrator.sandbox import Fit, Running
+from orchestrator.sandbox import Fit, Resized, Running
 
 
 class Wishes:
@@ -103,17 +103,23 @@ class Wishes:
     async def _resize(self, wish: ResourcesWant) -> None:
         asked = {name: getattr(wish, name) for name in ("cpus", "memory_bytes", "pids")}
         given = {name: value for name, value in asked.items() if value is not None}
+        disk = {} if wish.disk_bytes is None else {"disk_bytes": wish.disk_bytes}
         wanted = replace(self.resources, **given)
-        resized = await self._driver.resize(self._sandbox_id, wanted)
+        resized = await self._driver.resize(self._sandbox_id, wanted) if given or not disk else Resized(Fit.APPLIED)
+        applied = resized.fit is Fit.APPLIED
+        if applied and wish.disk_bytes is not None:
+            if (await self._workspaces.facts()).limits_disk:  # another store's limit is measured (`disk`)
+                await self._workspaces.limit(self._sandbox_id, wish.disk_bytes)
+            wanted = replace(wanted, disk_bytes=wish.disk_bytes)
         measured = resized.measured
         data = {
             "id": wish.id,
             "result": resized.fit.value,
             **given,
+            **disk,
             "measured": None if measured is None else {name: getattr(measured, name) for name in asked},
             "detail": resized.detail,
         }
-        applied = resized.fit is Fit.APPLIED
         change = Change(done_wants=(wish.id,), resources=wanted if applied else None)
         await self._scribe.write([Entry(events.SANDBOX_RESIZED, data)], change)
         if applied:
