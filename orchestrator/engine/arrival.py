@@ -197,7 +197,9 @@ class Arrival:
                 if placement.inherit is not None:
                     # Its attempt is over, as the record says; it must not write into files that are another's now.
                     await parts.driver.remove(placement.inherit)
-                disk_bytes = self._execution.resources.disk_bytes
+                # A store that cannot bound refuses a limit; there it is measured (`disk`).
+                bounds = (await parts.workspaces.facts()).limits_disk
+                disk_bytes = self._execution.resources.disk_bytes if bounds else 0
                 if placement.snapshot is not None:
                     slot = await parts.workspaces.begin(self.sandbox_id, placement.snapshot, disk_bytes=disk_bytes)
                 else:

@@ -151,11 +151,11 @@ def _slept_or_not(page: Page) -> bool:
 async def resources(
     id: str, body: ResizeBody, request: Request, response: Response, parts: ThePart, caller: Writer
 ) -> Record:
-    """Other CPU, memory or pids for the one running task. Receipt: sandbox.resized, with what its cgroup says. With
-    `Prefer: wait=N` the answer waits for it: 200 when it came, 422 `infeasible` when it says that this cannot be given,
-    202 when the time was over."""
+    """Other CPU, memory, pids or disk for the one running task. Receipt: sandbox.resized, with what its cgroup says.
+    With `Prefer: wait=N` the answer waits for it: 200 when it came, 422 `infeasible` when it says that this cannot be
+    given, 202 when the time was over."""
     execution = await parts.find(id, caller)
-    want = ResourcesWant(body.id or new_id(), body.cpus, body.memory_bytes, body.pids)
+    want = ResourcesWant(body.id or new_id(), body.cpus, body.memory_bytes, body.pids, body.disk_bytes)
     wished = await parts.executions.want(execution.id, want)
     wait_s = preferred_wait_s(request)
     if wait_s:

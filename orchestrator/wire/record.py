@@ -107,6 +107,7 @@ class ResourcesWantAnswer(AnswerModel):
     cpus: float | None = None
     memory_bytes: int | None = None
     pids: int | None = None
+    disk_bytes: int | None = None
 
 
 class InterruptAnswer(AnswerModel):
@@ -140,7 +141,11 @@ class WantsAnswer(AnswerModel):
             pause=PauseAnswer(id=pause.id, paused=pause.paused) if pause else None,
             hibernate=wants.hibernate,
             resources=ResourcesWantAnswer(
-                id=resources.id, cpus=resources.cpus, memory_bytes=resources.memory_bytes, pids=resources.pids
+                id=resources.id,
+                cpus=resources.cpus,
+                memory_bytes=resources.memory_bytes,
+                pids=resources.pids,
+                disk_bytes=resources.disk_bytes,
             )
             if resources
             else None,

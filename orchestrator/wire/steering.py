@@ -68,9 +68,11 @@ class ResizeBody(WishBody):
     cpus: float | None = Field(default=None, ge=0.01, le=1024)
     memory_bytes: int | None = Field(default=None, ge=32 * bounds.MIB, le=64 * 1024 * bounds.GIB)
     pids: int | None = Field(default=None, ge=16, le=4_194_304)
+    disk_bytes: int | None = Field(default=None, ge=0, le=64 * 1024 * bounds.GIB)
 
     @model_validator(mode="after")
     def _something(self) -> ResizeBody:
-        if self.cpus is None and self.memory_bytes is None and self.pids is None:
-            bounds.refuse("nothing to change", limit="at least one of cpus, memory_bytes, pids", remedy="send one")
+        if all(asked is None for asked in (self.cpus, self.memory_bytes, self.pids, self.disk_bytes)):
+            limit = "at least one of cpus, memory_bytes, pids, disk_bytes"
+            bounds.refuse("nothing to change", limit=limit, remedy="send one")
         return self

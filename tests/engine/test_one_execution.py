@@ -272,3 +272,22 @@ async def test_files_are_there_before_it_begins(here: Stage) -> None:
     asked = await here.bash("bin/tool", files=(file,))
     assert ended_as(await here.ended(asked))[0] is OutcomeKind.SUCCEEDED
     assert stdout(await here.history(asked)) == b"ran\n"
+
+
+async def test_a_disk_limit_that_is_measured(here: Stage) -> None:
+    """The store of these tests cannot bound: what is over is ended, with figures; a higher limit is a wish."""
+    here.work(look_s=0.1)
+    writes = "echo up; read m; dd if=/dev/zero of=big bs=1M count=4 status=none; echo wrote; exec sleep 1000"
+    allowed = Resources(disk_bytes=2 << 20)
+    asked = await here.bash(writes, resources=allowed)
+    raised = await here.bash(writes, resources=allowed)
+    await here.saw(raised, printed("up"))
+    await here.parts.executions.want(raised.id, ResourcesWant("more", disk_bytes=64 << 20))
+    await here.until(raised, lambda record: record.resources.disk_bytes == 64 << 20)
+    for one in (raised, asked):
+        await here.send(one, "go", "go")
+    record = await here.ended(asked)
+    assert ended_as(record)[:2] == (OutcomeKind.FAILED, Reason.DISK_FULL)
+    assert record.outcome is not None and f"may take {2 << 20}" in record.outcome.message
+    await here.saw(raised, printed("wrote"))
+    assert (await here.parts.executions.get(raised.id)).state is ExecutionState.RUNNING
