@@ -10,6 +10,7 @@ from typing import Protocol
 
 from orchestrator.execution import Execution
 from orchestrator.sandbox import Duplex
+from orchestrator.snapshots import Snapshot
 from orchestrator.workspace import Files
 
 
@@ -23,6 +24,9 @@ class Reach(Protocol):
 
     async def files(self, execution: Execution) -> Files:
         """Its workspace, in any state that still has one. Raises Conflict (none yet, or removed), Unavailable."""
+
+    async def snapshot_files(self, snapshot: Snapshot) -> Files:
+        """A snapshot's, to look into. Raises Conflict (its files are not there), Unavailable (nor to be had here)."""
 
     async def forget(self, execution: Execution) -> None:
         """The record was removed: its files go too. Idempotent; what cannot be reached is left to the sweeper."""

@@ -9,7 +9,8 @@ from orchestrator.errors import Conflict, NotFound, Unavailable
 from orchestrator.execution import Execution
 from orchestrator.lifecycle import ExecutionState
 from orchestrator.sandbox import Duplex, SandboxDriver
-from orchestrator.workspace import Files, WorkspaceStore
+from orchestrator.snapshots import Snapshot
+from orchestrator.workspace import Files, SnapshotStore
 
 #: States in which a sandbox's init may listen. STARTING: it may not yet; the dial then says so.
 _ALIVE = frozenset(
@@ -26,7 +27,7 @@ _ALIVE = frozenset(
 class LocalReach:
     """The port Reach for executions whose sandbox is on `host`, this one."""
 
-    def __init__(self, driver: SandboxDriver, workspaces: WorkspaceStore, host: str) -> None:
+    def __init__(self, driver: SandboxDriver, workspaces: SnapshotStore, host: str) -> None:
         self._driver = driver
         self._workspaces = workspaces
         self._host = host
@@ -54,6 +55,21 @@ class LocalReach:
                 f"the workspace of {execution.id} is not there",
                 state=str(execution.state),
                 remedy="wait until it has started; if it has ended, its files were removed",
+            ) from error
+
+    async def snapshot_files(self, snapshot: Snapshot) -> Files:
+        try:
+            return self._workspaces.snapshot_files(snapshot.id)
+        except NotFound as error:
+            if snapshot.host != self._host:
+                raise Unavailable(
+                    f"{snapshot.id} is on host {snapshot.host}, this is {self._host}",
+                    host=snapshot.host,
+                    remedy="ask an api on that host, or fork it: that fetches it from the archive",
+                    retry_after_s=5,
+                ) from error
+            raise Conflict(
+                f"the files of {snapshot.id} are not there", state="gone", remedy="use the snapshot before it"
             ) from error
 
     async def forget(self, execution: Execution) -> None:

@@ -17,7 +17,8 @@ from urllib.parse import quote_from_bytes, unquote_to_bytes
 from fastapi import Request, Response
 from starlette.convertors import Convertor, register_url_convertor
 
-from orchestrator.errors import BadInput, NotFound
+from orchestrator.errors import BadInput, Conflict, NotFound, Unavailable
+from orchestrator.execution import Execution
 from orchestrator.server.parts import Parts
 from orchestrator.server.problems import Unsatisfiable
 from orchestrator.server.sse import Streamed
@@ -28,6 +29,7 @@ from orchestrator.workspace import ArchiveFormat, Files, OpenFile, Pieces
 _READ_BYTES: Final = 256 << 10
 _RANGE: Final = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 _TYPE: Final = "application/octet-stream"
+NOW: Final = "now"
 ARCHIVES: Final[dict[ArchiveFormat, str]] = {
     "tar": "application/x-tar",
     "tar.zst": "application/zstd",
@@ -52,8 +54,24 @@ register_url_convertor("anypath", _AnyPath())
 
 
 async def files_of(parts: Parts, id: str, caller: Token) -> Files:
-    """Those of the execution a path names."""
+    """Those of the execution a path names, to change."""
     return await parts.reach.files(await parts.find(id, caller))
+
+
+async def seen_files(parts: Parts, execution: Execution, caller: Token, snapshot: str = "") -> Files:
+    """To look at: those of a snapshot of the caller's, where one is named; else as they are now; and where the
+    workspace is gone, as the newest snapshot has them."""
+    if snapshot and snapshot != NOW:
+        return await parts.reach.snapshot_files(await parts.find_snapshot(snapshot, caller))
+    try:
+        return await parts.reach.files(execution)
+    except (Conflict, Unavailable):
+        if snapshot == NOW:
+            raise
+        newest = await parts.snapshots.list(tenant=execution.spec.tenant, execution_id=execution.id, limit=1)
+        if not newest.snapshots:
+            raise
+        return await parts.reach.snapshot_files(newest.snapshots[0])
 
 
 def path_of(request: Request, after: str) -> str:

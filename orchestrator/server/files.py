@@ -4,16 +4,18 @@ Knows no directory."""
 from __future__ import annotations
 
 import hashlib
+from functools import partial
 from typing import Annotated, Final
 
 from fastapi import APIRouter, Query, Request, Response
 
 from orchestrator.errors import BadInput, NotFound
 from orchestrator.server import file_answers
-from orchestrator.server.file_answers import files_of, json_of, path_of, place_of, place_shown, wanted_archive
+from orchestrator.server.differing import differences
+from orchestrator.server.file_answers import json_of, path_of, place_of, place_shown, seen_files, wanted_archive
 from orchestrator.server.file_watching import watching
 from orchestrator.server.parts import Reader, ThePart
-from orchestrator.wire.files import Artifact, Artifacts, FileEntry, FilePage
+from orchestrator.wire.files import Artifact, Artifacts, DifferenceAnswer, DifferencePage, FileEntry, FilePage
 from orchestrator.workspace import ArchiveFormat, Files, FileStat
 
 router = APIRouter(prefix="/v1/executions/{id}", tags=["files"])
@@ -30,6 +32,7 @@ Glob = Annotated[
     str, Query(max_length=1024, description="only paths that fit: * ? [a-z] within a name, ** over folders")
 ]
 Limit = Annotated[int, Query(ge=1, le=_MOST_LISTED)]
+Snap = Annotated[str, Query(max_length=128, description="as this snapshot has it (id, prefix or name)")]
 After = Annotated[str, Query(max_length=8192, description="`next` of the page before")]
 
 
@@ -47,15 +50,17 @@ async def read(
     after: After = "",
     archive: Annotated[ArchiveFormat | None, Query(description="a folder as one archive")] = None,
     watch: Annotated[bool, Query(description="changes below a folder, as server-sent events")] = False,
+    snapshot: Snap = "",
 ) -> Response:
     """A file: its bytes (Range, ETag). A folder: a page of its entries, links listed and not followed; `glob`: of those
     anywhere below it that fit; `archive` (or `Accept` with its type): all of it, streamed. `stat`: one entry. `watch`:
     what changes from now on. Paths are relative to /workspace; percent-encoding is decoded once."""
     execution = await parts.find(id, caller)
-    files = await parts.reach.files(execution)
     name = path_of(request, "files")
     if watch:
+        files = await parts.reach.files(execution)
         return await watching(parts, execution, files, name, parts.permit(caller))
+    files = await seen_files(parts, execution, caller, snapshot)
     found = await parts.in_thread(files.stat, name)
     if stat:
         return json_of(FileEntry.of(found), etag=found.etag)
@@ -82,15 +87,16 @@ async def root(
     after: After = "",
     archive: Annotated[ArchiveFormat | None, Query()] = None,
     watch: Annotated[bool, Query()] = False,
+    snapshot: Snap = "",
 ) -> Response:
     """/workspace itself, for those who leave the slash out."""
-    return await read(id, "", request, parts, caller, False, recursive, glob, limit, after, archive, watch)
+    return await read(id, "", request, parts, caller, False, recursive, glob, limit, after, archive, watch, snapshot)
 
 
 @router.head("/files/{path:anypath}", include_in_schema=False)
-async def head(id: str, path: str, request: Request, parts: ThePart, caller: Reader) -> Response:
+async def head(id: str, path: str, request: Request, parts: ThePart, caller: Reader, snapshot: Snap = "") -> Response:
     """What GET would say of a file, without its bytes."""
-    files = await files_of(parts, id, caller)
+    files = await seen_files(parts, await parts.find(id, caller), caller, snapshot)
     return await file_answers.content(parts, files, path_of(request, "files"), request)
 
 
@@ -104,15 +110,45 @@ async def search(
     path: Annotated[str, Query(max_length=16384, description="below this folder only")] = "",
     limit: Limit = 1000,
     after: After = "",
+    snapshot: Snap = "",
 ) -> Response:
     """Entries anywhere below the folder whose own name has this in it, or fits it where it holds `*`, `?` or `[`.
     A page may be short, or empty, and still have a `next`: so far was looked."""
-    files = await files_of(parts, id, caller)
+    files = await seen_files(parts, await parts.find(id, caller), caller, snapshot)
     wanted = name if any(char in name for char in "*?[") else f"*{name}*"
     if not name or "/" in wanted:
         raise BadInput("this is no name", field="name", limit="one name, no slash", remedy="list with ?glob=")
     page = await parts.in_thread(_find, files, path, f"**/{wanted}", place_of(after), limit)
     return json_of(page)
+
+
+@router.get("/diff", response_model=DifferencePage, summary="What differs")
+async def diff(
+    id: str,
+    parts: ThePart,
+    caller: Reader,
+    from_: Annotated[str, Query(alias="from", max_length=128, description="a snapshot, or now")] = "",
+    to: Annotated[str, Query(max_length=128, description="a snapshot, or now")] = file_answers.NOW,
+    path: Annotated[str, Query(max_length=16384, description="below this folder only")] = "",
+    patch: Annotated[bool, Query(description="with unified diffs of texts up to 256 KiB")] = False,
+    limit: Limit = 1000,
+    after: After = "",
+) -> Response:
+    """What was added, removed and changed between two snapshots, or one and now; in byte order of the paths. Without
+    `from`: since its newest snapshot. A page may be short, or empty, and still have a `next`."""
+    execution = await parts.find(id, caller)
+    if not from_:
+        newest = await parts.snapshots.list(tenant=execution.spec.tenant, execution_id=execution.id, limit=1)
+        if not newest.snapshots:
+            raise NotFound("it has no snapshot to compare with", kind="snapshot", id="")
+        from_ = newest.snapshots[0].id
+    before = await seen_files(parts, execution, caller, from_)
+    now = await seen_files(parts, execution, caller, to)
+    compare = partial(differences, before, now, path, start=place_of(after), limit=limit, patch=patch)
+    found, next_ = await parts.in_thread(compare)
+    changes = [DifferenceAnswer.of(one.change, one.before, one.after, one.patch) for one in found]
+    answer = {"from": from_, "to": to, "changes": changes, "next": place_shown(next_)}
+    return json_of(DifferencePage.model_validate(answer))
 
 
 def _list(files: Files, name: str, recursive: bool, after: str, limit: int) -> FilePage:
@@ -129,14 +165,14 @@ def _find(files: Files, name: str, pattern: str, after: str, limit: int) -> File
 @router.get("/artifacts", response_model=Artifacts, summary="Artifacts")
 async def artifacts(id: str, parts: ThePart, caller: Reader) -> Response:
     """The files in /workspace/artifacts, also while it runs."""
-    files = await files_of(parts, id, caller)
+    files = await seen_files(parts, await parts.find(id, caller), caller)
     return json_of(await parts.in_thread(_artifacts, files))
 
 
 @router.get("/artifacts/{path:anypath}", response_class=Response, summary="Download")
 async def artifact(id: str, path: str, request: Request, parts: ThePart, caller: Reader) -> Response:
     """An artifact's bytes (Range, ETag); the path is relative to /workspace/artifacts."""
-    files = await files_of(parts, id, caller)
+    files = await seen_files(parts, await parts.find(id, caller), caller)
     name = path_of(request, "artifacts")
     if not name:
         raise NotFound("no such artifact", kind="file", id="")

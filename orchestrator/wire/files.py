@@ -6,6 +6,8 @@ import base64
 import os
 from typing import Literal
 
+from pydantic import ConfigDict, Field
+
 from orchestrator.wire.shape import AnswerModel, Moment
 from orchestrator.workspace import FileStat, Unpacked
 
@@ -42,6 +44,42 @@ class FilePage(AnswerModel):
     """Entries in byte order of their path; `next` goes into `?after=`, "" at the end."""
 
     entries: list[FileEntry]
+    next: str = ""
+
+
+class DifferenceAnswer(AnswerModel):
+    """One path. `before` or `after` null = not there. `patch`: hunks of a unified diff; null where there is none."""
+
+    change: Literal["added", "removed", "changed"]
+    path: str
+    path_b64: str | None = None
+    before: FileEntry | None = None
+    after: FileEntry | None = None
+    patch: str | None = None
+
+    @classmethod
+    def of(
+        cls,
+        change: Literal["added", "removed", "changed"],
+        before: FileStat | None,
+        after: FileStat | None,
+        patch: str | None,
+    ) -> DifferenceAnswer:
+        old = FileEntry.of(before) if before else None
+        new = FileEntry.of(after) if after else None
+        there = new or old
+        assert there is not None  # it is on one side at least
+        return cls(change=change, path=there.path, path_b64=there.path_b64, before=old, after=new, patch=patch)
+
+
+class DifferencePage(AnswerModel):
+    """In byte order of the paths; `next` goes into `?after=`, "" at the end."""
+
+    model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)
+
+    from_: str = Field(alias="from")
+    to: str
+    changes: list[DifferenceAnswer]
     next: str = ""
 
 

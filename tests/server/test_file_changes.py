@@ -20,6 +20,7 @@ import pytest
 import zstandard
 
 from orchestrator.server.parts import ServerSettings
+from orchestrator.tokens import Scope
 from tests.server.conftest import Api, with_settings
 from tests.server.test_files import raw, workspace
 
@@ -284,3 +285,56 @@ async def test_changes_are_told_as_they_happen(api: Api) -> None:
                 break
     gone = await api.http.get(url + "nope", params={"watch": True})
     assert gone.status_code == 404
+
+
+async def test_a_snapshot_s_files_are_read_and_compared_with_now(api: Api) -> None:
+    lease = await api.running()
+    id = lease.execution_id
+    sandbox_id = f"sbx_{id}_1"
+    folder = api.workspaces.slot(sandbox_id).path / "vol" / "workspace"
+    (folder / "sub").mkdir()
+    (folder / "sub/text").write_text("".join(f"line {at}\n" for at in range(40)))
+    (folder / "same").write_bytes(b"same")
+    (folder / "gone").write_bytes(b"x")
+    (folder / "raw").write_bytes(b"\0\1")
+    snapshot = (await api.cut(lease, own=3)).id
+    (folder / "sub/text").write_text("".join(f"line {at}\n" for at in range(41) if at != 20))
+    (folder / "gone").unlink()
+    (folder / "raw").write_bytes(b"\0\2\3")
+    (folder / "new").symlink_to("same")
+    at = f"/v1/executions/{id}"
+    then = {"snapshot": snapshot}
+    assert (await api.http.get(f"{at}/files/gone", params=then)).content == b"x"
+    assert (await api.http.get(f"{at}/files/gone")).status_code == 404
+    listed = (await api.http.get(f"{at}/files/", params={**then, "glob": "**/*e*"})).json()["entries"]
+    assert [one["path"] for one in listed] == ["gone", "same", "sub/text"]
+    packed = await api.http.get(f"{at}/files/sub", params={**then, "archive": "tar"})
+    assert b"line 20\n" in packed.content
+    answer = await api.http.get(f"{at}/diff", params={"patch": True})
+    assert answer.status_code == 200, answer.text
+    page = answer.json()
+    assert (page["from"], page["to"], page["next"]) == (snapshot, "now", "")
+    changes = {one["path"]: one for one in page["changes"]}
+    assert {path: one["change"] for path, one in changes.items()} == {
+        "gone": "removed",
+        "new": "added",
+        "raw": "changed",
+        "sub/text": "changed",
+    }
+    assert (changes["raw"]["before"]["size_bytes"], changes["raw"]["after"]["size_bytes"]) == (2, 3)
+    assert changes["raw"]["patch"] is None
+    assert changes["gone"]["patch"] == "@@ -1,1 +0,0 @@\n-x\n\\ No newline at end of file\n"
+    hunk = ["@@ -18,7 +18,6 @@", " line 17", " line 18", " line 19", "-line 20"]
+    assert changes["sub/text"]["patch"].splitlines()[:5] == hunk
+    first = (await api.http.get(f"{at}/diff", params={"from": snapshot, "limit": 2})).json()
+    rest = (await api.http.get(f"{at}/diff", params={"from": snapshot, "after": first["next"]})).json()
+    assert [one["path"] for one in first["changes"] + rest["changes"]] == sorted(changes)
+    back = (await api.http.get(f"{at}/diff", params={"from": "now", "to": snapshot, "path": "sub"})).json()
+    assert [(one["path"], one["change"]) for one in back["changes"]] == [("sub/text", "changed")]
+    await api.workspaces.remove(sandbox_id)
+    assert (await api.http.get(f"{at}/files/gone")).content == b"x", "the newest snapshot, where the workspace is gone"
+    assert (await api.http.put(f"{at}/files/gone", content=b"y")).status_code == 409
+    assert (await api.http.get(f"{at}/files/gone", params={"snapshot": "snp_none"})).status_code == 404
+    other = await api.token_for(Scope.READ, tenant="other")
+    async with api.caller(other) as http:
+        assert (await http.get(f"{at}/files/gone", params=then)).status_code == 404
