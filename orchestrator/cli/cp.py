@@ -32,8 +32,11 @@ def cp(
     \b
     carrel cp @last:report.xml .          carrel cp ./data @last:data
     carrel cp @last:/workspace/log - | …  … | carrel cp - @last:notes.txt
+    carrel cp @last:src - | tar -t        tar -c src | carrel cp - @last:there/
 
     Paths are relative to /workspace. Into a directory that is there, a copy keeps its name; links are not followed out.
+    With -, a directory is a tar: onto stdout, or from stdin into a directory (one that is there, or a name with a slash
+    at its end).
     """
     down, up = _remote(source), _remote(target)
     if (down is None) == (up is None):
@@ -63,17 +66,16 @@ def _remote(text: str) -> tuple[str, str] | None:
 
 
 def _to_stdout(found: Execution, path: str) -> None:
-    if not path or found.files.stat(path).kind == "directory":
-        raise UsageError("only a file goes to stdout; name a directory here to copy it whole")
-    for piece in found.files.chunks(path):
+    directory = not path or found.files.stat(path).kind == "directory"
+    for piece in found.files.archive(path) if directory else found.files.chunks(path):
         output.write_all(1, piece)
 
 
 def _upload(client: Client, found: Execution, source: str, target: str) -> int:
     place = fetching.in_workspace(target)
     if source == "-":
-        if not place or target.endswith("/"):
-            raise UsageError("stdin needs the name of a file: EXECUTION:PATH")
+        if not place or target.endswith("/") or _is_directory(found, place):
+            return found.files.unpack(place, _stdin()).files
         found.files.write(place, _stdin())
         return 1
     # `cp dir ID:there` makes there/dir where `there` is a directory, else `there` itself; as cp and docker do.
@@ -82,6 +84,11 @@ def _upload(client: Client, found: Execution, source: str, target: str) -> int:
     if into and not (Path(source).is_dir() and source.rstrip("/").endswith("/.")):
         place = str(PurePosixPath(place) / name)
     gathered = gathering.gather([f"{source}:{place}"], say=console.note, names=NAMES)
+    if Path(source).is_dir():
+        prefix = place + "/" if place else ""
+        packed = gathering.packed((local, path.removeprefix(prefix)) for local, path in gathered)
+        found.files.unpack(place, packed)
+        return len(gathered)
     for local, path in gathered:
         executable = os.access(local, os.X_OK)
         found.files.write(path, local, mode=0o755 if executable else 0o644)

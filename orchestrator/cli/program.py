@@ -33,6 +33,8 @@ VERBS = {
     "send": "Say something to it while it works; --interrupt stops its current step.",
     "exec": "Run one command beside it, in its sandbox.",
     "cp": "Copy files out of or into its workspace.",
+    "ls": "List what is in its workspace.",
+    "diff": "What changed in its workspace since a snapshot.",
     "artifacts": "List and get what it left in /workspace/artifacts.",
     "wait": "Wait for its end; exits as it did.",
     "stop": "End it: SIGTERM, then SIGKILL after its grace.",

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from orchestrator.client import requests, uploads
 from orchestrator.client.exchange import Body
-from orchestrator.wire.files import Artifact, FileEntry
+from orchestrator.wire.files import Artifact, DifferenceAnswer, FileEntry, UnpackedAnswer
+from orchestrator.workspace import ArchiveFormat
 
 if TYPE_CHECKING:
     from orchestrator.client.aio import AsyncClient
@@ -24,36 +25,92 @@ class AsyncFiles:
         self._client = client
         self._id = id
 
-    async def stat(self, path: str) -> FileEntry:
+    async def stat(self, path: str, *, snapshot: str = "") -> FileEntry:
         """See sync_files.Files.stat."""
-        return await self._client.call(requests.file_stat(self._id, path))
+        return await self._client.call(requests.file_stat(self._id, path, snapshot=snapshot))
 
-    async def list(self, path: str = "", *, recursive: bool = False) -> AsyncGenerator[FileEntry, None]:
+    async def list(
+        self, path: str = "", *, recursive: bool = False, glob: str = "", snapshot: str = ""
+    ) -> AsyncGenerator[FileEntry, None]:
         """See sync_files.Files.list."""
         after = ""
         while True:
-            page = await self._client.call(requests.files(self._id, path, recursive=recursive, after=after))
-            for entry in page.entries:
-                yield entry
+            page = await self._client.call(
+                requests.files(self._id, path, recursive=recursive, glob=glob, after=after, snapshot=snapshot)
+            )
+            for one in page.entries:
+                yield one
             after = page.next
             if not after:
                 return
 
-    async def read(self, path: str) -> bytes:
+    async def search(self, name: str, *, path: str = "", snapshot: str = "") -> AsyncGenerator[FileEntry, None]:
+        """See sync_files.Files.search."""
+        after = ""
+        while True:
+            page = await self._client.call(requests.search(self._id, name, path=path, after=after, snapshot=snapshot))
+            for one in page.entries:
+                yield one
+            after = page.next
+            if not after:
+                return
+
+    async def read(self, path: str, *, snapshot: str = "") -> bytes:
         """See sync_files.Files.read."""
-        return b"".join([piece async for piece in self.chunks(path)])
+        return b"".join([piece async for piece in self.chunks(path, snapshot=snapshot)])
 
-    def chunks(self, path: str) -> AsyncGenerator[bytes, None]:
+    def chunks(self, path: str, *, snapshot: str = "") -> AsyncGenerator[bytes, None]:
         """See sync_files.Files.chunks."""
-        return self._client.download(lambda offset, etag: requests.content(self._id, path, offset=offset, etag=etag))
+        return self._client.download(
+            lambda offset, etag: requests.content(self._id, path, offset=offset, etag=etag, snapshot=snapshot)
+        )
 
-    async def write(self, path: str, body: Body, *, mode: int | None = None) -> FileEntry:
+    def archive(
+        self, path: str = "", *, format: ArchiveFormat = "tar", snapshot: str = ""
+    ) -> AsyncGenerator[bytes, None]:
+        """See sync_files.Files.archive."""
+        return self._client.download(lambda *_: requests.archive(self._id, path, format, snapshot=snapshot))
+
+    async def unpack(self, path: str, body: Body, *, format: ArchiveFormat = "tar") -> UnpackedAnswer:
+        """See sync_files.Files.unpack."""
+        return await self._client.call(requests.unpack(self._id, path, body, format))
+
+    async def write(
+        self, path: str, body: Body, *, mode: int | None = None, if_match: str = "", if_absent: bool = False
+    ) -> FileEntry:
         """See sync_files.Files.write."""
-        return await self._client.call(requests.write(self._id, path, body, mode=mode))
+        return await self._client.call(
+            requests.write(self._id, path, body, mode=mode, if_match=if_match, if_absent=if_absent)
+        )
 
-    async def download(self, path: str, target: Path) -> Path:
+    async def mkdir(self, path: str) -> FileEntry:
+        """See sync_files.Files.mkdir."""
+        return await self._client.call(requests.mkdir(self._id, path))
+
+    async def move(self, path: str, to: str, *, overwrite: bool = False) -> FileEntry:
+        """See sync_files.Files.move."""
+        return await self._client.call(requests.move(self._id, path, to, overwrite=overwrite))
+
+    async def remove(self, path: str, *, recursive: bool = False) -> None:
+        """See sync_files.Files.remove."""
+        await self._client.call(requests.remove_file(self._id, path, recursive=recursive))
+
+    async def diff(
+        self, before: str = "", after: str = "now", *, path: str = "", patch: bool = False
+    ) -> AsyncGenerator[DifferenceAnswer, None]:
+        """See sync_files.Files.diff."""
+        start = ""
+        while True:
+            page = await self._client.call(requests.diff(self._id, before, after, path=path, patch=patch, start=start))
+            for one in page.changes:
+                yield one
+            start = page.next
+            if not start:
+                return
+
+    async def download(self, path: str, target: Path, *, snapshot: str = "") -> Path:
         """See sync_files.Files.download."""
-        async with aclosing(self.chunks(path)) as pieces:
+        async with aclosing(self.chunks(path, snapshot=snapshot)) as pieces:
             return await uploads.save_async(pieces, target)
 
 

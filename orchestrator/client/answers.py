@@ -14,7 +14,7 @@ from orchestrator.errors import CarrelError, Unavailable
 from orchestrator.events import Event
 from orchestrator.wire import event as wire_event
 from orchestrator.wire.command import ExecResult
-from orchestrator.wire.files import Artifact, Artifacts, Blob, FileEntry, FilePage
+from orchestrator.wire.files import Artifact, Artifacts, Blob, DifferencePage, FileEntry, FilePage, UnpackedAnswer
 from orchestrator.wire.operate import HarnessList, Health, Readiness, Stats
 from orchestrator.wire.problem import error_of
 from orchestrator.wire.record import Record, RecordPage
@@ -122,6 +122,14 @@ def entry(response: Response) -> FileEntry:
 
 def file_page(response: Response) -> FilePage:
     return _model(FilePage, response)
+
+
+def unpacked(response: Response) -> UnpackedAnswer:
+    return _model(UnpackedAnswer, response)
+
+
+def difference_page(response: Response) -> DifferencePage:
+    return _model(DifferencePage, response)
 
 
 def artifacts(response: Response) -> list[Artifact]:

@@ -7,7 +7,7 @@ from orchestrator.events import Cursor, Event
 from orchestrator.wire.bounds import FILE_COUNT, FILES_BYTES
 from orchestrator.wire.command import ExecResult
 from orchestrator.wire.event import encode as event_as_json
-from orchestrator.wire.files import Artifact, FileEntry, FilePage
+from orchestrator.wire.files import Artifact, DifferenceAnswer, FileEntry, FilePage
 from orchestrator.wire.operate import HarnessAnswer, Health, Readiness, Stats
 from orchestrator.wire.record import OutcomeAnswer, Record, RecordPage
 from orchestrator.wire.snapshot import ExecutionNode, SnapshotAnswer, TreeAnswer
@@ -20,6 +20,7 @@ __all__ = [
     "Artifact",
     "Batch",
     "Cursor",
+    "DifferenceAnswer",
     "Event",
     "ExecEvent",
     "ExecResult",

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from orchestrator.client import requests, uploads
 from orchestrator.client.exchange import Body
-from orchestrator.wire.files import Artifact, FileEntry
+from orchestrator.wire.files import Artifact, DifferenceAnswer, FileEntry, UnpackedAnswer
+from orchestrator.workspace import ArchiveFormat
 
 if TYPE_CHECKING:
     from orchestrator.client.sync import Client
@@ -24,35 +25,89 @@ class Files:
         self._client = client
         self._id = id
 
-    def stat(self, path: str) -> FileEntry:
+    def stat(self, path: str, *, snapshot: str = "") -> FileEntry:
         """One entry. Raises NotFound."""
-        return self._client.call(requests.file_stat(self._id, path))
+        return self._client.call(requests.file_stat(self._id, path, snapshot=snapshot))
 
-    def list(self, path: str = "", *, recursive: bool = False) -> Iterator[FileEntry]:
-        """All entries of a directory in byte order, page by page."""
+    def list(
+        self, path: str = "", *, recursive: bool = False, glob: str = "", snapshot: str = ""
+    ) -> Iterator[FileEntry]:
+        """All entries of a directory in byte order, page by page; with `glob`, those anywhere below that fit."""
         after = ""
         while True:
-            page = self._client.call(requests.files(self._id, path, recursive=recursive, after=after))
+            page = self._client.call(
+                requests.files(self._id, path, recursive=recursive, glob=glob, after=after, snapshot=snapshot)
+            )
             yield from page.entries
             after = page.next
             if not after:
                 return
 
-    def read(self, path: str) -> bytes:
+    def search(self, name: str, *, path: str = "", snapshot: str = "") -> Iterator[FileEntry]:
+        """Entries anywhere below `path` whose own name has this in it, or fits it where it is a glob."""
+        after = ""
+        while True:
+            page = self._client.call(requests.search(self._id, name, path=path, after=after, snapshot=snapshot))
+            yield from page.entries
+            after = page.next
+            if not after:
+                return
+
+    def read(self, path: str, *, snapshot: str = "") -> bytes:
         """The whole file, in memory."""
-        return b"".join(self.chunks(path))
+        return b"".join(self.chunks(path, snapshot=snapshot))
 
-    def chunks(self, path: str) -> Iterator[bytes]:
+    def chunks(self, path: str, *, snapshot: str = "") -> Iterator[bytes]:
         """The file in pieces, continued where a connection broke. Raises Conflict when it changed meanwhile."""
-        return self._client.download(lambda offset, etag: requests.content(self._id, path, offset=offset, etag=etag))
+        return self._client.download(
+            lambda offset, etag: requests.content(self._id, path, offset=offset, etag=etag, snapshot=snapshot)
+        )
 
-    def write(self, path: str, body: Body, *, mode: int | None = None) -> FileEntry:
-        """Write whole or not at all."""
-        return self._client.call(requests.write(self._id, path, body, mode=mode))
+    def archive(self, path: str = "", *, format: ArchiveFormat = "tar", snapshot: str = "") -> Iterator[bytes]:
+        """A directory as one archive, in pieces. Cannot be continued: a line that breaks is Unavailable."""
+        return self._client.download(lambda *_: requests.archive(self._id, path, format, snapshot=snapshot))
 
-    def download(self, path: str, target: Path) -> Path:
+    def unpack(self, path: str, body: Body, *, format: ArchiveFormat = "tar") -> UnpackedAnswer:
+        """An archive into a directory: all of it is received and checked before any of it shows."""
+        return self._client.call(requests.unpack(self._id, path, body, format))
+
+    def write(
+        self, path: str, body: Body, *, mode: int | None = None, if_match: str = "", if_absent: bool = False
+    ) -> FileEntry:
+        """Write whole or not at all. `if_match`: only over the content with this etag ("*" = any); `if_absent`: only
+        where nothing is. Raises Changed."""
+        return self._client.call(
+            requests.write(self._id, path, body, mode=mode, if_match=if_match, if_absent=if_absent)
+        )
+
+    def mkdir(self, path: str) -> FileEntry:
+        """A directory, with those above it; fine where it is there."""
+        return self._client.call(requests.mkdir(self._id, path))
+
+    def move(self, path: str, to: str, *, overwrite: bool = False) -> FileEntry:
+        """Another name, in one step. Raises Conflict where `to` is there and may not be replaced."""
+        return self._client.call(requests.move(self._id, path, to, overwrite=overwrite))
+
+    def remove(self, path: str, *, recursive: bool = False) -> None:
+        """A file, a link, an empty directory; or one with all in it."""
+        self._client.call(requests.remove_file(self._id, path, recursive=recursive))
+
+    def diff(
+        self, before: str = "", after: str = "now", *, path: str = "", patch: bool = False
+    ) -> Iterator[DifferenceAnswer]:
+        """What differs between two snapshots, or one and "now"; `before` "" = its newest. `patch`: with unified
+        diffs of texts."""
+        start = ""
+        while True:
+            page = self._client.call(requests.diff(self._id, before, after, path=path, patch=patch, start=start))
+            yield from page.changes
+            start = page.next
+            if not start:
+                return
+
+    def download(self, path: str, target: Path, *, snapshot: str = "") -> Path:
         """Into a file here: to a temporary name beside it, then renamed."""
-        return uploads.save(self.chunks(path), target)
+        return uploads.save(self.chunks(path, snapshot=snapshot), target)
 
 
 class Artifacts:
