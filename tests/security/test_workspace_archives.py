@@ -1,5 +1,6 @@
 """Attacks 47 and 48 of the design's security page, and what else an archive may try: at the port, where every route
-ends. The victims lie beside the workspace and in it; nothing of them may change, and a refused archive leaves nothing."""
+ends. The victims lie beside the workspace and in it; nothing of them may change, and a refused archive leaves
+nothing."""
 
 from __future__ import annotations
 
