@@ -8,7 +8,7 @@ import pstats
 import sys
 from pathlib import Path
 
-from tests.bench import gateway, init, latency, outlet, throughput
+from tests.bench import gateway, init, latency, outlet, snapshots, throughput
 from tests.bench.figures import Figure, table, write_json
 from tests.bench.site import site
 
@@ -23,6 +23,7 @@ BENCHES = {
     "init": init.init,
     "gateway": gateway.gateway,
     "outlet": outlet.outlet,
+    "snapshot": snapshots.snapshot,
 }
 
 
