@@ -101,9 +101,10 @@ def _content(folder: int, name: bytes, size_bytes: int, into: hashlib._Hash) -> 
 
 @dataclass(slots=True)
 class _Waiting:
-    """Of one level: keys still to be looked at, last first; `after`: there may be more behind this key."""
+    """Of one level: keys still to be looked at, last first; `after`: there may be more behind this key. `begins`: how
+    much of the path is above it; the path itself is held once, or depth times depth of bytes would be."""
 
-    path: bytes
+    begins: int
     keys: list[bytes] = field(default_factory=list)
     after: bytes | None = b""
 
@@ -112,7 +113,8 @@ def _ordered(top: Path) -> Iterator[tuple[bytes, Descent, bytes]]:
     """(path below `top`, the tree in the folder of the entry, the entry's name), in byte order of the paths: `a`,
     `a-b`, `a/c`. So every folder stands twice in its parent's order: as itself, and as its inside with "/" behind."""
     with Descent(os.open(top, FOLDER)) as tree:
-        waiting = [_Waiting(b"")]
+        waiting = [_Waiting(0)]
+        path = bytearray()
         held = 0
         while waiting:
             here = waiting[-1]
@@ -123,7 +125,7 @@ def _ordered(top: Path) -> Iterator[tuple[bytes, Descent, bytes]]:
                 here.keys = batch[::-1]
                 held += len(batch)
             if not here.keys:
-                waiting.pop()
+                del path[waiting.pop().begins :]
                 if waiting:
                     tree.leave()
                 continue
@@ -131,9 +133,10 @@ def _ordered(top: Path) -> Iterator[tuple[bytes, Descent, bytes]]:
             held -= 1
             if key.endswith(b"/"):
                 tree.enter(os.fsdecode(key[:-1]))
-                waiting.append(_Waiting(here.path + key))
+                waiting.append(_Waiting(len(path)))
+                path += key
             else:
-                yield here.path + key, tree, key
+                yield bytes(path) + key, tree, key
 
 
 def _keys(folder: int, after: bytes) -> Iterator[bytes]:
