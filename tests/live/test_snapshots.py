@@ -56,7 +56,7 @@ def test_the_counter_is_exact_over_sleeps(sleeper: Place) -> None:
             assert containers(sleeper, "counter")
             asleep = execution.hibernate(hold_s=60)
             assert asleep.state == "HIBERNATED" and asleep.snapshot_id
-            assert containers(sleeper, "counter") == []
+            until(lambda: containers(sleeper, "counter") == [], "its container is removed, after it was said to sleep")
             say(client, sleeper, "counter", f"message {cycle}", f"got message {cycle} as {cycle}")
         execution.send("end")
         record = execution.wait(120)
