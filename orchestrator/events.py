@@ -72,6 +72,8 @@ SNAPSHOT_FAILED: Final = "snapshot.failed"  # data: {id, why, error}: the work g
 SNAPSHOT_RESTORED: Final = "snapshot.restored"  # data: {id, attempt, inbox_base}
 SNAPSHOT_CORRUPT: Final = "snapshot.corrupt"  # data: {id, detail, instead}: the one before it is used
 FORKED: Final = "execution.forked"  # data: {from, snapshot, seq, rewind}: the second event of a fork
+# data: {taken_at, generation_before, state, attempt, snapshot}: what came after `taken_at` is not in this history
+RESTORED: Final = "execution.restored"
 HISTORY_GAP: Final = "history.gap"  # data: {attempt, first_src, last_src, why}
 
 

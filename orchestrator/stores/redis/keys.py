@@ -106,5 +106,14 @@ class Keys:
         return f"{self.prefix}tokens"
 
     @property
+    def streams(self) -> str:
+        """What all keys of the generic streams begin with (lua/piece_stream.lua)."""
+        return f"{self.prefix}stream:"
+
+    def restored(self, execution_id: str) -> str:
+        """A record on its way out of a backup: nobody sees it before all of it is there."""
+        return f"{self.prefix}{{{execution_id}}}:restored"
+
+    @property
     def meta(self) -> str:
         return f"{self.prefix}meta"

@@ -23,16 +23,23 @@ Migrations = Mapping[int, Callable[[Server, Keys], Awaitable[None]]]
 MIGRATIONS: Final[Migrations] = {}
 
 
-async def prepare(server: Server, keys: Keys, migrations: Migrations = MIGRATIONS) -> None:
+async def prepare(server: Server, keys: Keys, migrations: Migrations = MIGRATIONS, *, to_restore: bool = False) -> None:
     """Refuse a server Carrel cannot keep its promises on, write the schema's number, migrate what is older.
 
-    Raises BadInput(field="redis_url") for Cluster mode, a replica, a version before 6.2 or a newer schema;
-    StoreUnavailable.
+    Raises BadInput(field="redis_url") for Cluster mode, a replica, a version before 6.2, a newer schema, or what a
+    restore holds or left half done (unless `to_restore`); StoreUnavailable.
     """
     info = await _info(server)
     if why := _unfit(info):
         raise BadInput(why[0], field="redis_url", limit="one primary, version 6.2 or newer", remedy=why[1])
-    found = await server.ask("HGET", keys.meta, "schema")
+    found, restoring = await server.ask("HMGET", keys.meta, "schema", "restoring")
+    if restoring is not None and not to_restore:
+        raise BadInput(
+            _restoring(restoring),
+            field="redis_url",
+            limit="a store that is whole",
+            remedy="run the same `carrel restore` again: it goes on where it was",
+        )
     if found is None:
         await server.ask("HSETNX", keys.meta, "schema", SCHEMA)  # safe to repeat: whoever comes first writes it
         found = await server.ask("HGET", keys.meta, "schema")
@@ -59,7 +66,7 @@ async def ready(server: Server, keys: Keys) -> Mapping[str, str]:
         if why := _unfit(info):
             unknown = "not known: the server is not fit"
             return {"store": f"{why[0]}: {why[1]}", "durability": unknown, "schema": unknown}
-        found = await server.ask("HGET", keys.meta, "schema")
+        found, restoring = await server.ask("HMGET", keys.meta, "schema", "restoring")
     except CarrelError as failure:
         unknown = "not known: the store does not answer"
         return {"store": failure.message, "durability": unknown, "schema": unknown}
@@ -68,11 +75,17 @@ async def ready(server: Server, keys: Keys) -> Mapping[str, str]:
         schema = "there is none: this installation was never prepared, or the store was emptied"
     elif int(found) != SCHEMA:
         schema = f"it is {int(found)}, this release needs {SCHEMA}"
+    elif restoring is not None:
+        schema = _restoring(restoring)
     return {
         "store": "",
         "durability": await _durability(server, info),
         "schema": schema,
     }
+
+
+def _restoring(backup: bytes) -> str:
+    return f"backup {backup.decode()[:12]} is being restored into it, or was half"
 
 
 def _unfit(info: Mapping[str, str]) -> tuple[str, str] | None:

@@ -46,7 +46,7 @@ class RedisStreams:
         self._server = server
         self._prefix = keys.prefix
         self._total_bytes = total_bytes
-        self._hub = StreamHub(server, f"{keys.prefix}stream:")
+        self._hub = StreamHub(server, keys.streams)
 
     async def aclose(self) -> None:
         """End every `follow`: its consumer gets StoreUnavailable."""

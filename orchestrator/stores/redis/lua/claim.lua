@@ -3,6 +3,7 @@
 -- a nonce: the same call again (a lost reply) gets the same claim again.
 local owner, host, lease, nonce = ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5]
 local now = tick()
+if restoring then return { 'nothing', -1 } end
 local mine = 'claim:' .. owner
 
 local before = call('HGET', P .. 'workers', mine)
