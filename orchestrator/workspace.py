@@ -111,6 +111,14 @@ class Pieces(Iterator[bytes], Protocol):
     def close(self) -> None: ...
 
 
+class Layer(Pieces, Protocol):
+    """A snapshot's files as tar.zst, or what of them differs from another's, in pieces; asked for in a thread."""
+
+    @property
+    def left_out(self) -> Sequence[str]:
+        """FIFOs, sockets, devices, which no archive holds: those met so far, the first few by name."""
+
+
 ChangeKind = Literal["created", "modified", "removed", "overflow", "ended"]
 
 
@@ -265,6 +273,18 @@ class SnapshotStore(WorkspaceStore, Protocol):
     async def receive(self, snapshot_id: str, fill: Callable[[Path], None]) -> None:
         """Keep what `fill` (blocking, in a thread) puts into the empty folder it is given, as the `vol` of this
         snapshot: from an archive. Raises what `fill` raises, then nothing is kept; DiskFull."""
+
+    async def load(
+        self, snapshot_id: str, layers: Iterable[Iterable[bytes]], *, limits: UnpackLimits | None = None
+    ) -> None:
+        """Keep what these layers hold, the oldest first, as `pack` made them here or elsewhere: the same digest, on
+        any kind of store. In a thread, each asked for when the one before is laid. `limits`: for what a stranger
+        brings. Raises BadInput(field="archive") for what is none (workspace/ and state/ must be in it), TooLarge,
+        DiskFull, Conflict, and what the layers raise: then nothing is kept."""
+
+    def pack(self, snapshot_id: str, *, below: str = "") -> Layer:
+        """All a snapshot holds as one archive that any tar reads, or only what differs from the snapshot `below`,
+        which is here, too. Memory does not grow with it. Raises NotFound."""
 
     async def begin(self, sandbox_id: str, snapshot_id: str, *, disk_bytes: int) -> Slot:
         """As `prepare`, with `vol` as this snapshot has it. Raises NotFound, DiskFull; Infeasible where the store

@@ -40,6 +40,10 @@ class Keep:
             raise NotFound(f"snapshot {snapshot_id} is not on this host", kind="snapshot", id=snapshot_id)
         return volume
 
+    def made_ns(self, snapshot_id: str) -> int:
+        """When it was begun to be made. Raises NotFound."""
+        return self.volume(snapshot_id).parent.stat().st_ctime_ns
+
     def take(self, snapshot_id: str, build: Callable[[Path], None]) -> None:
         """`build` makes the volume at the path it is given, whole on disk. There already is fine."""
         path = self._path(snapshot_id)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
 
 from orchestrator.errors import Infeasible, NotFound
-from orchestrator.workspace import DiskUse, Files, Seed, Slot, StoreFacts
-from orchestrator.workspaces import measuring, paths
+from orchestrator.workspace import DiskUse, Files, Layer, Seed, Slot, StoreFacts, UnpackLimits
+from orchestrator.workspaces import laying, measuring, packing, paths
 from orchestrator.workspaces.durable import sync_filesystem
+from orchestrator.workspaces.incoming import no_archive
 from orchestrator.workspaces.keep import Keep
-from orchestrator.workspaces.slots import Slots
+from orchestrator.workspaces.slots import Slots, whole
 from orchestrator.workspaces.volumes import Volumes
 
 
@@ -61,6 +62,22 @@ class VolumeStore:
 
     async def receive(self, snapshot_id: str, fill: Callable[[Path], None]) -> None:
         await asyncio.to_thread(self._keep.take, snapshot_id, lambda new: self._receive(new, fill))
+
+    async def load(
+        self, snapshot_id: str, layers: Iterable[Iterable[bytes]], *, limits: UnpackLimits | None = None
+    ) -> None:
+        def fill(building: Path) -> None:
+            laying.lay(building, layers, limits)
+            if not whole(building):
+                raise no_archive("tar.zst", "it has no workspace/ and state/")
+
+        await self.receive(snapshot_id, fill)
+
+    def pack(self, snapshot_id: str, *, below: str = "") -> Layer:
+        top = self._keep.volume(snapshot_id)
+        if not below:
+            return packing.Packed(top)
+        return packing.Packed(top, self._keep.volume(below), self._keep.made_ns(below))
 
     async def begin(self, sandbox_id: str, snapshot_id: str, *, disk_bytes: int) -> Slot:
         slot = self.slot(sandbox_id)

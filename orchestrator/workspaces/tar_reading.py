@@ -18,7 +18,7 @@ from orchestrator.workspaces.incoming import PIECE_BYTES, Incoming, Member, Read
 
 _BLOCK: Final = 512
 _HEADER_BYTES: Final = 1 << 20  # of a long name or of pax records; a path has 4,096
-_WINDOW_BYTES: Final = 32 << 20  # zstd -19 has 8 MiB; what asks for more asks for our memory
+WINDOW_BYTES: Final = 32 << 20  # zstd -19 has 8 MiB; what asks for more asks for our memory
 _FILES: Final = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
 _DEVICES: Final = (tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE)
 
@@ -28,7 +28,7 @@ def tar_members(incoming: Incoming, format: ArchiveFormat) -> Iterator[Member]:
     if format == "tar":
         yield from _members(incoming, format)
         return
-    unpacking = zstandard.ZstdDecompressor(max_window_size=_WINDOW_BYTES)
+    unpacking = zstandard.ZstdDecompressor(max_window_size=WINDOW_BYTES)
     try:
         # Reads at most what is asked for, so a bomb goes off one piece at a time, and is counted.
         coming: Any = incoming  # it asks for `read` only
@@ -39,29 +39,29 @@ def tar_members(incoming: Incoming, format: ArchiveFormat) -> Iterator[Member]:
 
 
 def _members(source: Reading, format: str) -> Iterator[Member]:
-    said: dict[str, bytes] = {}
+    said: dict[bytes, bytes] = {}
     while True:
         block = exactly(source, _BLOCK, format)
         if not any(block):
-            _drain(source)
+            skip_rest(source)
             return
         try:
             info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
         except (tarfile.TarError, ValueError) as error:
             raise no_archive(format, str(error)) from error
         if info.type in (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK):
-            said |= _more(info, _header_text(source, info, format), format)
+            said |= pax_records(info, _header_text(source, info, format), format)
             continue
-        size = int(said["size"]) if said.get("size", b"").isdigit() else info.size
-        name = said.get("path", os.fsencode(info.name))
-        target = said.get("linkpath", os.fsencode(info.linkname))
-        if info.type == tarfile.GNUTYPE_SPARSE or any(key.startswith("GNU.sparse") for key in said):
+        size = int(said[b"size"]) if said.get(b"size", b"").isdigit() else info.size
+        name = said.get(b"path", os.fsencode(info.name))
+        target = said.get(b"linkpath", os.fsencode(info.linkname))
+        if info.type == tarfile.GNUTYPE_SPARSE or any(key.startswith(b"GNU.sparse") for key in said):
             raise bad_archive(name, "is a sparse file")
         if info.type in _DEVICES:
             raise bad_archive(name, "is a device or FIFO")
         if size < 0:
             raise no_archive(format, "a size is negative")
-        mtime_s = _number(said.get("mtime"), float(info.mtime))
+        mtime_s = _number(said.get(b"mtime"), float(info.mtime))
         said = {}
         if info.type in _FILES:
             content = _content(source, size, format)
@@ -87,23 +87,24 @@ def _header_text(source: Reading, info: tarfile.TarInfo, format: str) -> bytes:
     return text
 
 
-def _more(info: tarfile.TarInfo, text: bytes, format: str) -> dict[str, bytes]:
-    """What it says about the next member."""
+def pax_records(info: tarfile.TarInfo, text: bytes, format: str) -> dict[bytes, bytes]:
+    """What the header `info`, whose text this is, says about the next member. Raises BadInput."""
     if info.type == tarfile.GNUTYPE_LONGNAME:
-        return {"path": text.rstrip(b"\0")}
+        return {b"path": text.rstrip(b"\0")}
     if info.type == tarfile.GNUTYPE_LONGLINK:
-        return {"linkpath": text.rstrip(b"\0")}
+        return {b"linkpath": text.rstrip(b"\0")}
     if info.type == tarfile.XGLTYPE:
         return {}  # of all that follow: comments of git's, nothing that names a file
-    found: dict[str, bytes] = {}
-    while text:
-        length, space, _ = text[:20].partition(b" ")
-        end = int(length) if space and length.isdigit() else 0
-        key, equals, value = text[len(length) + 1 : end - 1].partition(b"=")
+    found: dict[bytes, bytes] = {}
+    at = 0
+    while at < len(text):
+        length, space, _ = text[at : at + 20].partition(b" ")
+        end = at + int(length) if space and length.isdigit() else 0
+        key, equals, value = text[at + len(length) + 1 : max(end, 1) - 1].partition(b"=")
         if not equals or end > len(text) or text[end - 1 : end] != b"\n":
             raise no_archive(format, "its pax records are no records")
-        found[key.decode(errors="replace")] = value
-        text = text[end:]
+        found[key] = value
+        at = end
     return found
 
 
@@ -123,7 +124,7 @@ def _skip(source: Reading, size: int, format: str) -> None:
         pass
 
 
-def _drain(source: Reading) -> None:
+def skip_rest(source: Reading) -> None:
     """To the end of the stream, bounded by what may be sent: a compressed tail is not unpacked for long."""
     left = 64 * PIECE_BYTES
     while left > 0 and (piece := source.read(PIECE_BYTES)):

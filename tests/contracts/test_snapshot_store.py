@@ -8,13 +8,15 @@ import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import zstandard
 
-from orchestrator.errors import Conflict, DiskFull, Infeasible, NotFound
+from orchestrator.errors import BadInput, Conflict, DiskFull, Infeasible, NotFound
 from orchestrator.workspace import Files, SnapshotStore, UnpackLimits
-from tests.volume_stores import MIB
+from tests.volume_stores import MIB, store_at
 
 
 def content(files: Files, path: str) -> bytes:
@@ -307,6 +309,63 @@ async def test_what_an_archive_brings_is_a_snapshot(snapshot_store: SnapshotStor
     assert (await begun(snapshot_store) / "workspace" / "x").read_bytes() == b"from afar"
     with pytest.raises(Conflict):
         snapshot_store.snapshot_files("snp_1").write("x", [b"2"])
+
+
+@pytest.fixture
+async def elsewhere(short_dir: Path) -> SnapshotStore:
+    """A store on another host, of the simplest kind."""
+    return store_at("directory", short_dir / "elsewhere")
+
+
+async def test_what_was_packed_is_loaded_on_any_store(
+    snapshot_store: SnapshotStore, vol: Path, elsewhere: SnapshotStore
+) -> None:
+    snapshot_store.files("sbx_a").write("large", [os.urandom(MIB)])
+    (vol / "workspace" / "link").symlink_to("/etc/passwd")
+    (vol / "state" / "one").write_bytes(b"1")
+    os.link(vol / "state" / "one", vol / "state" / "two")
+    os.mkfifo(vol / "workspace" / "fifo")
+    await snapshot_store.snapshot("sbx_a", "snp_1")
+    snapshot_store.files("sbx_a").write("small", [b"2"])
+    (vol / "workspace" / "link").unlink()
+    await snapshot_store.snapshot("sbx_a", "snp_2")
+    whole, difference = (snapshot_store.pack("snp_1"), snapshot_store.pack("snp_2", below="snp_1"))
+    layers = [b"".join(whole), b"".join(difference)]
+    assert len(layers[0]) > MIB > 50 * len(layers[1])
+    await elsewhere.load("snp_2", [layers[:1], layers[1:]])
+    assert await elsewhere.digest("snp_2") == await snapshot_store.digest("snp_2")
+    # And back into the store it came from.
+    back = elsewhere.pack("snp_2")
+    await snapshot_store.load("snp_3", [back])
+    assert await snapshot_store.digest("snp_3") == await snapshot_store.digest("snp_2")
+    for _ in range(2):
+        await snapshot_store.load("snp_3", [[b"there already"]])
+    slot = await snapshot_store.begin("sbx_b", "snp_3", disk_bytes=0)
+    assert (slot.path / "vol" / "state" / "one").stat().st_nlink == 2
+    assert (slot.path / "vol" / "state").stat().st_uid == (vol / "state").stat().st_uid
+    back.close()
+    assert list(back) == []
+
+
+async def test_what_is_no_workspace_is_not_kept(snapshot_store: SnapshotStore, vol: Path) -> None:
+    await snapshot_store.snapshot("sbx_a", "snp_1")
+    packed = b"".join(snapshot_store.pack("snp_1"))
+
+    def breaks() -> Iterator[bytes]:
+        yield packed[:100]
+        raise ConnectionResetError
+
+    for layers in ([[packed[:-20]]], [[b"something else"]], [[zstandard.compress(bytes(1024))]]):
+        with pytest.raises(BadInput) as caught:
+            await snapshot_store.load("snp_2", layers, limits=UnpackLimits(MIB))
+        assert caught.value.field == "archive"
+    with pytest.raises(ConnectionResetError):
+        await snapshot_store.load("snp_2", [breaks()])
+    with pytest.raises(NotFound):
+        snapshot_store.pack("snp_2")
+    with pytest.raises(NotFound):
+        snapshot_store.pack("snp_1", below="snp_2")
+    assert names(kept_at(snapshot_store)) == ["snp_1"]
 
 
 async def test_many_at_once_are_each_whole(snapshot_store: SnapshotStore, vol: Path) -> None:
