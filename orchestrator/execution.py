@@ -296,6 +296,7 @@ class Execution:
     resources: Resources = field(default_factory=Resources)  # as they are now
     output_mode: OutputMode = "auto"  # as init found it
     snapshot_id: str | None = None  # its newest
+    frozen: bool = False  # RUNNING, and idle for so long that it stands still: whatever comes thaws it
     egress: Egress = field(default_factory=Egress)  # as it is now
     budget: Budget = field(default_factory=Budget)  # as it is now
     spend: Spend = field(default_factory=Spend)

@@ -49,6 +49,7 @@ class Change:
     consumed: int | None = None
     output_mode: OutputMode | None = None
     resources: Resources | None = None
+    frozen: bool | None = None  # of a RUNNING one; a transition makes it False
     started: bool = False  # sets started_at, if it is not set
     not_before_ms: int | None = None
     unowned: bool = False

@@ -265,10 +265,13 @@ class SnapshotStore(WorkspaceStore, Protocol):
     async def facts(self) -> StoreFacts:
         """As it is now."""
 
-    async def snapshot(self, sandbox_id: str, snapshot_id: str) -> None:
+    async def snapshot(self, sandbox_id: str, snapshot_id: str, *, still: Callable[[], bool] | None = None) -> None:
         """Keep `vol` as it is now under this id: whole on disk, with its name, when this returns. Nothing may write in
-        it meanwhile (its processes are frozen, or gone). FIFOs, sockets and devices need not be in it. Raises NotFound,
-        DiskFull; Conflict for a volume that holds other subvolumes, which a snapshot would hold empty."""
+        it meanwhile (its processes are frozen, or gone). FIFOs, sockets and devices need not be in it. `still` is asked
+        right before the files get their name, in a thread: False, or this call cancelled by then, and nothing is kept.
+
+        Raises NotFound, DiskFull; Conflict for a volume that holds other subvolumes, which a snapshot would hold empty,
+        and where `still` said no."""
 
     async def receive(self, snapshot_id: str, fill: Callable[[Path], None]) -> None:
         """Keep what `fill` (blocking, in a thread) puts into the empty folder it is given, as the `vol` of this

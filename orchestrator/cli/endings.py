@@ -39,10 +39,10 @@ def exit_code(record: Record, *, interrupted: bool = False) -> int:
 
 
 def summary(record: Record) -> str:
-    """`FAILED exit 3`, `FAILED oom signal 9`, `CANCELLED signal 15`, `TIMED_OUT signal 15`."""
+    """`FAILED exit 3`, `FAILED oom signal 9`, `CANCELLED signal 15`, `TIMED_OUT signal 15`; `RUNNING at rest`."""
     outcome = record.outcome
     if outcome is None:
-        return str(record.state)
+        return f"{record.state} at rest" if record.frozen else str(record.state)
     words = [str(outcome.kind)]
     if outcome.kind is not OutcomeKind.SUCCEEDED and outcome.reason not in SELF_EVIDENT:
         words.append(str(outcome.reason))

@@ -5,6 +5,8 @@ dispatcher      claims while there is room, one task group per claim
 lease_keeper    renews one lease; its end ends the work
 attempt         one execution from claim to end: the actor
   steps         what to do next, as a pure function of what is known
+  watching      what is known of it now: record, sandbox, idleness
+  doing         one step taken
   approach      the line to init, or somebody on the way to it
   arrival       the way to a greeted init: slot, sandbox, line, start
   way_out       the gateway: kept open, told, heard, closed
@@ -14,6 +16,11 @@ attempt         one execution from claim to end: the actor
   steering      inbox to the harness's stdin
   placing       QUEUED to STARTING: the next attempt, by name, before anything is made
   stopping      how far an end has come, by the clock
+  cutting       one consistent cut: stand still, told, named, on
+  sleeping      HIBERNATING to HIBERNATED, or back
+  idle, cadence since when nothing happens; when the next snapshot is due (pure)
+  restoring     which snapshot the next attempt begins from
+  disk          what a workspace takes, where its store cannot bound it
   closing       the ways an attempt is over, in the record first
   ending        outcome (pure) and artifacts
   scribe        the one pen: every append of one epoch

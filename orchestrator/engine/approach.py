@@ -17,7 +17,8 @@ from orchestrator.link import OwnerLink
 
 
 class Approach:
-    """Of one attempt in one epoch. `placement` None: whoever placed it is gone, and the history has to be asked."""
+    """Of one attempt in one epoch. `placement` None: whoever placed it is gone, and the history has to be asked.
+    `started`: the harness was, as the last that arrived found it."""
 
     def __init__(
         self,
@@ -29,6 +30,7 @@ class Approach:
         changed: asyncio.Event,
     ) -> None:
         self.link: OwnerLink | None = None
+        self.started = False
         self._parts = parts
         self._scribe = scribe
         self._execution = execution
@@ -50,7 +52,7 @@ class Approach:
             return None
         arriving, self._arriving = self._arriving, None
         reached = arriving.result()
-        self.link = reached.link
+        self.link, self.started = reached.link, reached.started
         return reached
 
     async def _reach(self) -> Arrived:

@@ -11,23 +11,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import signal
 from collections import deque
 from collections.abc import Callable
 from itertools import islice
 from typing import Final
 
-from orchestrator import events
-from orchestrator.engine import ending
 from orchestrator.engine.approach import Approach
 from orchestrator.engine.arrival import Arrival, Placement, SandboxGone
 from orchestrator.engine.cadence import Cadence
 from orchestrator.engine.closing import Closing
-from orchestrator.engine.crash_point import crash_point
-from orchestrator.engine.cutting import Cutting, new_id
-from orchestrator.engine.disk import over_limit
+from orchestrator.engine.cutting import Cutting
+from orchestrator.engine.doing import STOP_SIGNAL, Doing
 from orchestrator.engine.environment import stdin_of
-from orchestrator.engine.idle import Idleness, Sample
 from orchestrator.engine.parts import Parts
 from orchestrator.engine.placing import place
 from orchestrator.engine.reading import INTERRUPT_PREFIX
@@ -35,57 +30,21 @@ from orchestrator.engine.relay import Relay
 from orchestrator.engine.scribe import Scribe
 from orchestrator.engine.sleeping import Sleeping
 from orchestrator.engine.steering import Steering
-from orchestrator.engine.steps import (
-    Cut,
-    FallAsleep,
-    Finish,
-    Hibernate,
-    Interrupt,
-    Kill,
-    Pause,
-    Resize,
-    Rest,
-    Resume,
-    Settle,
-    Step,
-    StopForBudget,
-    StopForCancel,
-    StopForDeadline,
-    StopForDisk,
-    TakeSnapshot,
-    Terminate,
-    Thaw,
-    View,
-    next_step,
-)
-from orchestrator.engine.stopping import KILL_LIMIT_S, Stopping
+from orchestrator.engine.steps import Cut, TakeSnapshot, next_step
+from orchestrator.engine.stopping import Stopping
+from orchestrator.engine.watching import Watching
 from orchestrator.engine.way_out import WayOut
 from orchestrator.engine.wishes import Wishes
-from orchestrator.errors import (
-    BadInput,
-    CarrelError,
-    Fenced,
-    LinkError,
-    LinkRefused,
-    Resend,
-    StoreUnavailable,
-    Unavailable,
-)
-from orchestrator.events import Entry
-from orchestrator.execution import Execution, Outcome, SnapshotWant
-from orchestrator.harnesses import harness_of
+from orchestrator.errors import BadInput, CarrelError, Fenced, LinkError, LinkRefused, Resend, Unavailable
+from orchestrator.execution import Execution
 from orchestrator.history import Change, Lease
-from orchestrator.lifecycle import WITH_SANDBOX, ExecutionState, Trigger
-from orchestrator.link import OwnerLink, Refusal, another_owns
-from orchestrator.sandbox import Running
-from orchestrator.snapshots import Why
-from orchestrator.workspace import DiskUse
+from orchestrator.lifecycle import WITH_SANDBOX, ExecutionState
+from orchestrator.link import Refusal, another_owns
 
 logger = logging.getLogger(__name__)
 
 _AGAIN_S: Final = 0.5  # after a part did not answer
 _SHORTLY_S: Final = 0.05
-STOP_SIGNAL: Final = "stop"
 _DEAD_FRAMES: Final = 4096
 _CALLS_PART: Final = 0.8  # of a drain's grace, for model calls under way; the rest is for the hand-over
 
@@ -106,27 +65,18 @@ class Attempt:
         self._parts = parts
         self._lease = lease
         self._execution = execution
-        self._wants = execution.wants
         self.scribe = Scribe(parts.history, lease, execution)
         self._changed = asyncio.Event()
-        self._poked = True
+        self._rung = asyncio.Event()
+        self._rung.set()
         self._draining = False
-        now = parts.clock.monotonic()
         self._stopping = Stopping(parts.clock, execution, deadline_in_s)
-        resumes = harness_of(execution.spec).resumes
-        self._idle = Idleness(execution.spec.limits.idle_timeout_s if resumes else None, now)
-        self._cadence = Cadence(None, now)
-        self._over_disk: DiskUse | None = None
         self._held = held
-        self._look_at = now + parts.settings.look_s
-        self._rest_until = now
-        self._started = False
-        self._told_held = False
-        self._interrupts: set[str] = set()
+        self._rest_until = parts.clock.monotonic()
 
     def poke(self) -> None:
         """The record may have changed: read it."""
-        self._poked = True
+        self._rung.set()
         self._changed.set()
 
     def drain(self) -> None:
@@ -144,8 +94,7 @@ class Attempt:
             self._execution, placement = await place(self._parts, self.scribe, self._execution)
         if self.scribe.state not in WITH_SANDBOX:
             return
-        self._take_places(self._execution, placement)
-        self._cadence = await Cadence.of(self._parts, self._execution)
+        self._take_places(self._execution, placement, await Cadence.of(self._parts, self._execution))
         if self.scribe.state in (_S.STOPPING, _S.HIBERNATING):
             self._relay.exit = await self._closing.recall_exit()
         try:
@@ -156,9 +105,10 @@ class Attempt:
         if self.scribe.state not in WITH_SANDBOX:
             await self._closing.clean_up()
 
-    def _take_places(self, execution: Execution, placement: Placement | None) -> None:
+    def _take_places(self, execution: Execution, placement: Placement | None, cadence: Cadence) -> None:
         """Everyone this attempt needs, now that it has its number and its sandbox's name."""
-        parts, history, scribe, changed = self._parts, self._parts.history, self.scribe, self._changed
+        parts, history, scribe = self._parts, self._parts.history, self.scribe
+        changed, rung, stopping = self._changed, self._rung, self._stopping
         self._way_out = WayOut(parts, self._lease, execution, scribe, self._held, changed)
         self._relay = Relay(history, scribe, execution, lambda end: self._closing.killed(end, self._relay.failures))
         self._steering = Steering(history, scribe, self._relay.reading, stdin_of(execution), execution.id)
@@ -166,10 +116,49 @@ class Attempt:
         self._approach = Approach(parts, scribe, execution, self._arrival, placement, changed)
         self._wishes = Wishes(parts, scribe, execution)
         self._cutting = Cutting(
-            parts, scribe, execution, self._wishes, changed, hear=self._hear, ends=self._ends, exited=self._exited
+            parts,
+            scribe,
+            execution,
+            self._wishes,
+            changed,
+            hear=self._hear,
+            ends=self._ends,
+            exited=self._exited,
+            held=self._held,
         )
-        self._closing = Closing(parts, scribe, execution, self._steering, self._stopping, self._way_out, self._cutting)
-        self._sleeping = Sleeping(parts, scribe, execution, self._cutting, self._closing, self._way_out, self._exited)
+        self._closing = Closing(parts, scribe, execution, self._steering, stopping, self._way_out, self._cutting)
+        self._watching = Watching(
+            parts,
+            self._lease,
+            execution,
+            scribe,
+            rung,
+            relay=self._relay,
+            steering=self._steering,
+            stopping=stopping,
+            arrival=self._arrival,
+            approach=self._approach,
+            wishes=self._wishes,
+            way_out=self._way_out,
+            cadence=cadence,
+        )
+        self._doing = Doing(
+            parts,
+            execution,
+            scribe,
+            rung,
+            relay=self._relay,
+            stopping=stopping,
+            arrival=self._arrival,
+            approach=self._approach,
+            wishes=self._wishes,
+            cutting=self._cutting,
+            closing=self._closing,
+            sleeping=Sleeping(parts, scribe, execution, self._cutting, self._closing, self._way_out, self._exited),
+            cadence=cadence,
+            watching=self._watching,
+            hear=self._hear,
+        )
 
     def _handed_over(self) -> bool:
         """Everything is as another owner may find it: asked to, and no model call is under way any more."""
@@ -183,11 +172,12 @@ class Attempt:
             await self._way_out.write()
             heard = await self._hear()
             await self._look()
-            await self._watch()
-            step = next_step(self._view()) if self._parts.clock.monotonic() >= self._rest_until else None
+            await self._watching.sample()
+            step = next_step(self._watching.view(frozenset(self._doing.interrupts))) if self._rested() else None
             if step is not None and not (self._draining and isinstance(step, Cut | TakeSnapshot)):
-                await self._do(step)
+                await self._doing.do(step)
                 return
+            await self._watching.tell_rest()
             if await self._arrive():
                 return
             await self._steer()
@@ -207,6 +197,14 @@ class Attempt:
             logger.warning("a part does not answer", extra={"why": str(away)})
             self._rest_until = self._parts.clock.monotonic() + _AGAIN_S
         await self._wait()
+
+    async def _look(self) -> None:
+        if self._rested():
+            await self._watching.look()
+
+    def _rested(self) -> bool:
+        """The moment is over that was given to a part which did not answer."""
+        return self._parts.clock.monotonic() >= self._rest_until
 
     async def _hear(self) -> bool:
         """A batch of frames, and refusals, from init. True when there was something."""
@@ -234,114 +232,26 @@ class Attempt:
             self._steering.refused(refusal)
         elif verb == "signal" and refusal.code == "not_running":  # it is just being started: again in a moment
             signal_id = str(refusal.fields.get("id", ""))
-            self._interrupts.discard(signal_id.removeprefix(INTERRUPT_PREFIX))
+            self._doing.interrupts.discard(signal_id.removeprefix(INTERRUPT_PREFIX))
             if signal_id == STOP_SIGNAL:
                 self._stopping.not_asked()
             self._rest_until = self._parts.clock.monotonic() + _SHORTLY_S
         elif verb == "start":
-            self._started = False
+            self._approach.started = False
             if self.scribe.state is _S.STARTING:
                 error = CarrelError(f"the harness could not be started: {refusal.why}")
                 if refusal.code == "bad_field":
                     error = BadInput(error.message, field=str(refusal.fields.get("field", "command")))
                 await self._closing.not_started(error, failures=self._relay.failures, delivered=self._delivered)
 
-    async def _look(self) -> None:
-        """Read the record where somebody rang, and everything once in a while, in case a bell was lost."""
-        now = self._parts.clock.monotonic()
-        periodic = now >= self._look_at
-        if not self._poked and not periodic:
-            return
-        if now < self._rest_until:
-            return
-        self._poked = False
-        try:
-            record = await self._parts.executions.get(self._execution.id)
-        except StoreUnavailable:
-            self._poked = True
-            raise
-        if record.epoch != self._lease.epoch:
-            raise Fenced("another worker claimed it", epoch=record.epoch)
-        self._wants = record.wants
-        self._stopping.read(record)
-        self._way_out.update(record)
-        self._wishes.resources = record.resources
-        self._steering.tail = max(self._steering.tail, record.inbox_tail)
-        if periodic:
-            self._look_at = now + self._parts.settings.look_s
-            if self._approach.link is not None and self.scribe.state is _S.RUNNING:
-                await self._observe(self._approach.link)
-
-    async def _observe(self, link: OwnerLink) -> None:
-        """What nobody rings for: frozen by another's hand, killed for memory, held back. An adopted execution is told
-        again what was told before: `kills` counts from its start."""
-        status = await self._parts.driver.observe(self._arrival.sandbox_id)
-        self._wishes.frozen = isinstance(status, Running) and status.paused
-        if isinstance(status, Running) and status.oom_kills > self._relay.reading.oom_kills:
-            self._relay.reading.oom_kills = status.oom_kills
-            await self.scribe.write([Entry(events.SANDBOX_OOM, {"kills": status.oom_kills})])
-        if link.held and not self._told_held:
-            await self.scribe.write([Entry(events.SANDBOX_HELD, {"spool_bytes": link.spool_bytes})])
-        self._told_held = link.held
-        self._over_disk = await over_limit(self._parts, self._arrival.sandbox_id, self._wishes.resources.disk_bytes)
-
-    async def _watch(self) -> None:
-        """Whether anything happens in it, where somebody wants it to sleep when nothing does."""
-        link, now = self._approach.link, self._parts.clock.monotonic()
-        look_at = self._idle.look_at(frozen=self._wishes.frozen)
-        if look_at is None or link is None or self.scribe.state is not _S.RUNNING:
-            return
-        if self._steering.tail > self._delivered:
-            self._idle.touched(now)
-        if now < look_at:
-            return
-        said = await link.stat()
-        usage = await self._parts.driver.usage(self._arrival.sandbox_id)
-        sample = Sample(
-            src=self.scribe.src,
-            processes=int(said["processes"]),
-            waiting_bytes=int(said["unread_stdin_bytes"]) + int(said["queued_stdin_bytes"]),
-            commands=int(said["execs"]),
-            passages=int(said["outlet_connections"]),
-            cpu_s=None if usage is None else usage.cpu_s,
-            calls=self._way_out.busy,
-        )
-        self._idle.saw(sample, now)
-
     async def _ends(self) -> bool:
         """Whether what is under way has lost its point: it is to end, or another's to do."""
         with contextlib.suppress(Unavailable):
             await self._look()
-        return self._draining or self._wants.cancel is not None or self._stopping.deadline_passed
+        return self._draining or self._watching.wants.cancel is not None or self._stopping.deadline_passed
 
     def _exited(self) -> bool:
         return self._relay.exit is not None
-
-    def _view(self) -> View:
-        stopping, link = self._stopping, self._approach.link
-        now, frozen = self._parts.clock.monotonic(), self._wishes.frozen
-        return View(
-            state=self.scribe.state,
-            wants=self._wants,
-            attempt=self.scribe.attempt,
-            reachable=link is not None,
-            frozen=frozen or (link is None and self._arrival.frozen),
-            exited=self._exited(),
-            resumes=harness_of(self._execution.spec).resumes,
-            harness_started=self._started,
-            deadline_passed=stopping.deadline_passed,
-            budget_passed=stopping.budget_passed,
-            no_grace=stopping.grace_s <= 0,
-            asked_to_stop=stopping.was_asked,
-            grace_passed=stopping.grace_passed,
-            killed=stopping.killed,
-            kill_passed=stopping.kill_passed,
-            interrupts_sent=frozenset(self._interrupts),
-            snapshot_due=self._cadence.due(now, frozen=frozen),
-            rests=self._idle.rests(now) and not self._wishes.restless,
-            idle=self._idle.sleeps(now),
-            disk_passed=self._over_disk is not None,
-        )
 
     @property
     def _delivered(self) -> int:
@@ -350,15 +260,9 @@ class Attempt:
     async def _wait(self) -> None:
         """Until something happens, or a moment comes that was waited for."""
         now = self._parts.clock.monotonic()
-        moments = [self._look_at, *self._stopping.moments(self.scribe.state)]
-        if self.scribe.state in (_S.RUNNING, _S.PAUSED) and self._approach.link is not None:
-            frozen = self._wishes.frozen
-            due = (self._cadence.moment(frozen=frozen), self._idle.look_at(frozen=frozen))
-            moments += [moment for moment in due if moment is not None]
-        if self._rest_until > now:
-            moments = [self._rest_until]
+        until = self._rest_until if self._rest_until > now else self._watching.next_at()
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(max(min(moments) - now, 0.001)):
+            async with asyncio.timeout(max(until - now, 0.001)):
                 await self._changed.wait()
 
     # -- the way to init -------------------------------------------------------------------------------------------
@@ -379,8 +283,8 @@ class Attempt:
         else:
             if arrived is None:
                 return False
-            self._wishes.frozen, self._started = arrived.frozen, arrived.started
-            self._idle.touched(self._parts.clock.monotonic())
+            self._wishes.frozen = arrived.frozen
+            self._watching.touched()
             self._steering.greeted(arrived.link)
         return True
 
@@ -403,104 +307,6 @@ class Attempt:
         await self._approach.turn_back()
         await self._approach.hang_up()
         await self._way_out.drop()
-
-    # -- steps -----------------------------------------------------------------------------------------------------
-
-    async def _do(self, step: Step) -> None:
-        if not isinstance(step, Rest | TakeSnapshot | FallAsleep):
-            self._idle.touched(self._parts.clock.monotonic())
-        match step:
-            case StopForCancel():
-                reason = self._wants.cancel.reason if self._wants.cancel is not None else ""
-                await self._stop(Trigger.CANCEL, ending.cancelled(reason))
-            case StopForDeadline():
-                await self._stop(Trigger.DEADLINE, ending.timed_out(self._execution.spec.limits.deadline_s))
-            case StopForBudget():
-                await self._stop(Trigger.BUDGET, ending.over_budget(self._stopping.over_budget))
-            case Terminate():
-                await self._line.signal(STOP_SIGNAL, signal.SIGTERM, to="all")
-                self._stopping.asked()
-                crash_point("after_terminate")
-            case Kill():
-                await self._line.kill()
-                self._stopping.kill_sent()
-                crash_point("after_kill")
-            case Finish():
-                await self._finish()
-            case StopForDisk():
-                await self._stop(Trigger.DISK, ending.disk_full(self._over_disk))
-            case Cut():
-                if self._exited() or self._approach.link is None:
-                    await self._sleeping.of_the_ended(self._relay.exit, self._delivered)
-                else:
-                    await self._sleeping.of_the_living(self._approach.link)
-            case Hibernate(want):
-                await self.scribe.move(Trigger.HIBERNATE, Change(done_wants=(want,)))
-                self._poked = True
-                crash_point("after_hibernating")
-            case FallAsleep():
-                await self.scribe.move(Trigger.IDLE)
-                crash_point("after_hibernating")
-            case Rest():
-                await self._wishes.rest()
-            case TakeSnapshot(wish):
-                await self._snapshot(wish or SnapshotWant(new_id(), Why.PERIODIC))
-            case Pause() | Resume() | Resize():
-                await self._wishes.fulfil(step, self._approach.link)
-                self._poked = True  # what is wished next is in the record
-                await (self._fell_asleep() if self._wishes.deaf else self._woke_up(step))
-            case Thaw():
-                await self._wishes.thaw()
-                await self._woke_up(step)
-            case Settle(want, why):
-                await self._wishes.settle(want, why)
-                self._poked = True
-            case Interrupt(interrupt):
-                crash_point("before_interrupt")
-                signum = harness_of(self._execution.spec).interrupt
-                await self._line.signal(INTERRUPT_PREFIX + interrupt.id, signum, to="group")
-                self._interrupts.add(interrupt.id)
-
-    async def _snapshot(self, want: SnapshotWant) -> None:
-        try:
-            await self._cutting.take(want, self._approach.link)
-        finally:
-            self._poked = True  # the wish is in what was read of the record meanwhile
-        self._cadence.taken(self._parts.clock.monotonic(), frozen=self._wishes.frozen)
-
-    async def _fell_asleep(self) -> None:
-        """init is frozen with the rest: what it said before is told, and nothing more is sent for it to answer."""
-        while (link := self._approach.link) is not None and link.waiting:
-            await self._hear()
-        await self._approach.hang_up()
-
-    async def _woke_up(self, step: Step) -> None:
-        if isinstance(step, Resume | Thaw):
-            self._arrival.frozen = False
-            if self._approach.link is None:
-                await self._approach.turn_back()  # it may be in the middle of a wait
-
-    @property
-    def _line(self) -> OwnerLink:
-        assert self._approach.link is not None  # such a step is only taken where init is reachable
-        return self._approach.link
-
-    async def _stop(self, trigger: Trigger, cause: Outcome) -> None:
-        await self._approach.turn_back()  # if it was still being made, there is another way to reach it now
-        await self.scribe.move(trigger)
-        self._stopping.cause = cause
-        crash_point("after_stopping")
-
-    async def _finish(self) -> None:
-        """End what the harness left running, then write the end."""
-        killed = False
-        if (link := self._approach.link) is not None:
-            with contextlib.suppress(LinkError, TimeoutError):
-                async with asyncio.timeout(KILL_LIMIT_S):
-                    await link.kill()
-                    await link.stat()  # answered after the kill was done: nothing writes into the files now
-                    killed = True
-        await self._closing.finish(self._relay.exit, self._delivered, killed=killed)
 
     async def _steer(self) -> None:
         steering = self._steering

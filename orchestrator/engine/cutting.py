@@ -68,7 +68,7 @@ def reason(failure: BaseException) -> str:
 
 class Cutting:
     """Of one attempt in one epoch. `hear`: one batch of frames into the history. `ends`: whether it is to end.
-    `exited`: whether the harness has."""
+    `exited`: whether the harness has. `held`: whether the lease is surely ours."""
 
     def __init__(
         self,
@@ -81,6 +81,7 @@ class Cutting:
         hear: Hear,
         ends: Ends,
         exited: Callable[[], bool],
+        held: Callable[[], bool],
     ) -> None:
         assert execution.sandbox_id is not None
         self._parts = parts
@@ -91,6 +92,7 @@ class Cutting:
         self._hear = hear
         self._ends = ends
         self._exited = exited
+        self._held = held
         self._sandbox_id = execution.sandbox_id
         self._newest = execution.snapshot_id or (execution.spec.origin.snapshot_id if execution.spec.origin else "")
         self._tries: Counter[str] = Counter()
@@ -168,8 +170,8 @@ class Cutting:
 
     async def go_on(self, stood_still: bool = False) -> None:
         """Thaw, unless it stood still before. Where the engine does not answer, the next step sees that it is
-        frozen."""
-        if stood_still or not self._wishes.frozen:
+        frozen. Not where the lease lapsed meanwhile: another may be in the middle of its own cut."""
+        if stood_still or not self._wishes.frozen or not self._held():
             return
         crash_point("before_thaw")
         try:
@@ -212,7 +214,9 @@ class Cutting:
         store, parts = self._parts.workspaces, self._parts
         kind = (await store.facts()).kind
         await self._forget(want.id)
-        keeping = asyncio.create_task(store.snapshot(self._sandbox_id, want.id), name="snapshot")
+        # Whoever was stopped for longer than its lease must not name what it copied of work that went on.
+        taking = store.snapshot(self._sandbox_id, want.id, still=self._held)
+        keeping = asyncio.create_task(taking, name="snapshot")
         try:
             while not keeping.done():
                 self._changed.clear()

@@ -25,7 +25,7 @@ LAST_WAIT_S: Final = 1.0
 
 class Scribe:
     """Writes in order, one call at a time (one actor owns it). `giving_up` is True from the moment an append that
-    gives the lease up was begun: a renewal that is refused after that tells nothing."""
+    gives the lease up was begun: a renewal that is refused after that tells nothing. `frozen`: as the record has it."""
 
     def __init__(self, history: History, lease: Lease, execution: Execution) -> None:
         self.lease = lease
@@ -33,6 +33,7 @@ class Scribe:
         self.attempt = execution.attempt
         self.src = execution.src
         self.tail = execution.tail
+        self.frozen = execution.frozen
         self.giving_up = False
         self._own = execution.own
         self._history = history
@@ -66,6 +67,8 @@ class Scribe:
             await asyncio.sleep(wait_s)
             wait_s = min(wait_s * 2, LAST_WAIT_S)
         self.state, self.tail, self.src = done.state, done.tail, done.src
+        if change is not None and (change.frozen is not None or change.trigger is not None):
+            self.frozen = bool(change.frozen)
         return done
 
     async def move(

@@ -221,6 +221,7 @@ class Record(AnswerModel):
     over_budget: str = Field(default="", description='figures of the call that was refused or is held; "" = within')
     snapshots: SnapshotsAnswer | None = None
     snapshot_id: str | None = Field(default=None, description="its newest")
+    frozen: bool = Field(default=False, description="RUNNING, and idle: it stands still until something comes")
     forked_from: OriginAnswer | None = None
     disk: DiskAnswer | None = Field(
         default=None, description="only where it was asked for, on the workspace's own host"
@@ -277,6 +278,7 @@ class Record(AnswerModel):
             over_budget=found.over_budget,
             snapshots=SnapshotsAnswer.model_validate(SnapshotsBody.of(spec.snapshots).model_dump()),
             snapshot_id=found.snapshot_id,
+            frozen=found.frozen,
             forked_from=OriginAnswer(
                 execution_id=origin.execution_id,
                 snapshot_id=origin.snapshot_id,

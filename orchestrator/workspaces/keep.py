@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from orchestrator.errors import NotFound
+from orchestrator.errors import Conflict, NotFound
 from orchestrator.workspaces.durable import disk_errors, sync_folder
 from orchestrator.workspaces.slots import whole
 from orchestrator.workspaces.volumes import Volumes
@@ -44,8 +44,9 @@ class Keep:
         """When it was begun to be made. Raises NotFound."""
         return self.volume(snapshot_id).parent.stat().st_ctime_ns
 
-    def take(self, snapshot_id: str, build: Callable[[Path], None]) -> None:
-        """`build` makes the volume at the path it is given, whole on disk. There already is fine."""
+    def take(self, snapshot_id: str, build: Callable[[Path], None], wanted: Callable[[], bool] = lambda: True) -> None:
+        """`build` makes the volume at the path it is given, whole on disk. There already is fine. `wanted`: asked when
+        that is done. Raises Conflict where it says no: nothing is kept."""
         path = self._path(snapshot_id)
         with disk_errors("snapshot"):
             if whole(path / "vol"):
@@ -54,6 +55,8 @@ class Keep:
             with self._beside(path) as new:
                 build(new / "vol")
                 sync_folder(new)
+                if not wanted():
+                    raise Conflict(f"{snapshot_id} is not wanted any more", state="unwanted", remedy="take another one")
                 try:
                     new.rename(path)
                 except OSError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -56,9 +57,18 @@ class VolumeStore:
     async def facts(self) -> StoreFacts:
         return await asyncio.to_thread(self._facts)
 
-    async def snapshot(self, sandbox_id: str, snapshot_id: str) -> None:
+    async def snapshot(self, sandbox_id: str, snapshot_id: str, *, still: Callable[[], bool] | None = None) -> None:
         volume = self._volume(sandbox_id)
-        await asyncio.to_thread(self._keep.take, snapshot_id, lambda new: self._volumes.keep(volume, new))
+        dropped = threading.Event()  # a thread cannot be cancelled: it asks
+
+        def wanted() -> bool:
+            return not dropped.is_set() and (still is None or still())
+
+        try:
+            await asyncio.to_thread(self._keep.take, snapshot_id, lambda new: self._volumes.keep(volume, new), wanted)
+        except asyncio.CancelledError:
+            dropped.set()
+            raise
 
     async def receive(self, snapshot_id: str, fill: Callable[[Path], None]) -> None:
         await asyncio.to_thread(self._keep.take, snapshot_id, lambda new: self._receive(new, fill))

@@ -112,6 +112,17 @@ class TestChange:
         record = await store.executions.get("exe_a")
         assert (record.started_at, record.failures) == (first, 2)
 
+    async def test_at_rest_until_it_moves(self, store: Store) -> None:
+        lease = await store.running()
+        for own, frozen in ((3, True), (4, False), (5, True)):
+            done = await store.history.append(lease, attempt=1, own=own, change=Change(frozen=frozen))
+            record = await store.executions.get("exe_a")
+            assert (record.frozen, done.tail) == (frozen, 4), "no event: nothing of the work changed"
+        await store.history.append(lease, attempt=1, own=6, change=Change(failures=1))
+        assert (await store.executions.get("exe_a")).frozen
+        await store.move(lease, Trigger.PAUSE, own=7)
+        assert not (await store.executions.get("exe_a")).frozen
+
     async def test_given_up_is_given_up(self, store: Store) -> None:
         lease = await store.running()
         await store.history.append(lease, attempt=1, own=3, change=Change(unowned=True))

@@ -226,7 +226,9 @@ async def stage(
     await prepare(server, keys)
     script = Script()
     history = RedisHistory(server, keys)
-    driver = driver or ScriptedDriver(folder / "boxes", folder / "slots", INIT, script=script)
+    workspaces = workspaces or DirectoryStore(folder / "slots")
+    slots = workspaces.slot("sbx_any").path.parent
+    driver = driver or ScriptedDriver(folder / "boxes", slots, INIT, script=script)
     given: dict[str, Any] = {
         "image": "any",
         "lease_s": 2.0,
@@ -240,7 +242,7 @@ async def stage(
         executions=RedisExecutions(server, keys),
         history=history,
         driver=driver,
-        workspaces=workspaces or DirectoryStore(folder / "slots"),
+        workspaces=workspaces,
         snapshots=RedisSnapshots(server, keys),
         intents=RedisIntents(server, keys),
         blobs=DirectoryBlobs(folder / "blobs"),

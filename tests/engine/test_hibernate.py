@@ -257,15 +257,30 @@ async def test_idle_it_rests_then_sleeps_then_wakes(here: Stage) -> None:
         return isinstance(status, Running) and status.paused
 
     await soon(stands_still)
-    assert (await here.parts.executions.get(asked.id)).state is S.RUNNING
+    resting = await here.until(asked, lambda one: one.frozen)
+    assert resting.state is S.RUNNING
     await here.send(asked, "1", "one")
     await here.saw(asked, printed("got one as 1"))
+    await here.until(asked, lambda one: not one.frozen)
     await here.saw(asked, lambda event: event.data.get("trigger") == "idle")
     slept = await here.until(asked, lambda one: one.state is S.HIBERNATED)
     await here.idle(worker)
     assert slept.attempt == 1
     await here.send(asked, "2", "two")
     await here.saw(asked, printed("got two as 2"))
+
+
+async def test_another_worker_finds_it_at_rest(here: Stage) -> None:
+    """It is not known for how long: its time begins anew, and the record says so."""
+    first = here.work()
+    asked = await begin(here, limits=Limits(idle_timeout_s=8.0))
+    await here.until(asked, lambda one: one.frozen)
+    await here.stop(first)
+    here.work()
+    await here.until(asked, lambda one: not one.frozen)
+    await here.send(asked, "1", "one")
+    await here.saw(asked, printed("got one as 1"))
+    assert (await here.parts.executions.get(asked.id)).attempt == 1
 
 
 async def test_a_child_keeps_it_awake(here: Stage) -> None:

@@ -19,8 +19,8 @@ from tests.engine.stage import Stage, kinds, printed, stdout
 pytestmark = pytest.mark.root
 S = ExecutionState
 NEVER = SnapshotPolicy(at_end=False)
-#: Prints a line, then writes it: what the files hold was said before.
-COUNTER = "i=0; while :; do i=$((i+1)); echo $i; echo $i >> log; done"
+#: Prints a line, then writes it: what the files hold was said before. Takes a breath, so that a busy machine keeps up.
+COUNTER = "exec 9<> <(:); i=0; while :; do i=$((i+1)); echo $i; echo $i >> log; read -t 0.004 -u 9; done"
 TALKER = "echo up; while read m; do echo got $m; echo $m >> log; done"
 
 
@@ -119,7 +119,7 @@ async def test_by_period_never_twice_of_what_stands_still(here: Stage) -> None:
     paused = await here.saw(asked, lambda e: e.type == events.STATE and e.data["to"] == S.PAUSED)
     await here.saw(asked, lambda e: e.type == events.SNAPSHOT_CREATED and e.seq > paused.seq)
     # Three more periods, told by another execution that has the same one.
-    other = await here.bash("while :; do :; done", snapshots=SnapshotPolicy(every_s=0.3, at_end=False))
+    other = await here.bash(COUNTER, snapshots=SnapshotPolicy(every_s=0.3, at_end=False))
     count = 0
     async for page in here.parts.history.follow(other.id, Cursor()):
         count += sum(event.type == events.SNAPSHOT_CREATED for event in page.events)
@@ -153,7 +153,7 @@ async def test_not_at_the_end_where_nobody_wants_it(here: Stage) -> None:
 @pytest.mark.parametrize("times", [1, 3])
 async def test_an_engine_that_does_not_answer(here: Stage, times: int) -> None:
     """Once: again. Always: it is told, and the work goes on."""
-    here.work()
+    here.work(lease_s=60.0)  # another epoch counts anew
     asked = await here.bash(COUNTER, snapshots=NEVER)
     await here.saw(asked, printed("10\n"))
     here.script.fail_at["pause"] = [EngineUnavailable("away") for _ in range(times)]

@@ -305,6 +305,7 @@ def test_a_record_says_everything_and_comes_back() -> None:
         budget=Budget(micros=2_500_000),
         spend=Spend(micros=1_250_000, input_tokens=3, calls=1),
         over_budget="figures",
+        frozen=True,
         tail=9,
     )
     answer = json.loads(Record.of(found).model_dump_json())
@@ -320,6 +321,7 @@ def test_a_record_says_everything_and_comes_back() -> None:
     assert answer["budget"] == {"usd": 2.5, "micros": 2_500_000, "tokens": None, "on_budget": "fail"}
     assert (answer["spend"]["usd"], answer["spend"]["calls"], answer["over_budget"]) == (1.25, 1, "figures")
     assert answer["egress"] == {"allow": ["a.example"]}
+    assert answer["frozen"] is True
     again = Record.model_validate_json(json.dumps({**answer, "of_a_newer_server": 1}))
     assert again == Record.of(found)
     assert again.outcome and again.outcome.noun() == found.outcome

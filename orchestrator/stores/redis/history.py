@@ -260,6 +260,8 @@ def _change(change: Change) -> str:
         out["resources"] = json.dumps(asdict(change.resources))
     if change.not_before_ms is not None:
         out["not_before"] = change.not_before_ms
+    if change.frozen is not None:
+        out["frozen"] = int(change.frozen)
     if change.started:
         out["started"] = True
     if change.unowned:

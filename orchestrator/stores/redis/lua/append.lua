@@ -77,7 +77,7 @@ if change then
     set(x, 'sandbox_id', change.sandbox_id)
     if x.sandbox_id ~= '' then call('HSET', P .. 'index:sandboxes', x.sandbox_id, x.id) end
   end
-  for _, name in ipairs({ 'host', 'failures', 'output_mode', 'resources' }) do
+  for _, name in ipairs({ 'host', 'failures', 'output_mode', 'resources', 'frozen' }) do
     if change[name] then set(x, name, change[name]) end
   end
   for _, name in ipairs({ 'delivered', 'consumed' }) do

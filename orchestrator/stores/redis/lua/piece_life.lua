@@ -14,6 +14,7 @@ local function move(x, trigger, data)
   in_index(x, x.state, false)
   in_index(x, to, true)
   set(x, 'state', to)
+  set(x, 'frozen', 0)
 end
 
 local function give_up(x, ready)

@@ -7,6 +7,7 @@ local TEXT = {
 local NUMBERS = {
   'epoch', 'attempt', 'tail', 'src', 'own', 'generation', 'failures', 'inbox_tail', 'delivered', 'consumed',
   'lease', 'ready', 'not_before', 'deadline', 'parked', 'created', 'started', 'finished', 'snapshots',
+  'frozen',
 }
 local FIELDS = {}
 for _, name in ipairs(TEXT) do FIELDS[#FIELDS + 1] = name end
