@@ -53,6 +53,7 @@ from orchestrator.stores.redis import (
 from orchestrator.stores.redis.tokens import RedisTokens
 from orchestrator.workspace import SnapshotStore
 from orchestrator.workspaces.blobs import DirectoryBlobs
+from orchestrator.workspaces.shelf import DirectoryShelf
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -73,6 +74,7 @@ class Installed:
     driver: SandboxDriver
     workspaces: SnapshotStore
     blobs: DirectoryBlobs
+    shelf: DirectoryShelf
     reach: LocalReach
     tokens: RedisTokens
     streams: RedisStreams
@@ -108,6 +110,11 @@ async def installed(settings: Settings) -> AsyncIterator[Installed]:
             driver=driver,
             workspaces=workspaces,
             blobs=DirectoryBlobs(settings.data_dir / "blobs"),
+            shelf=DirectoryShelf(
+                settings.data_dir / "shelf",
+                execution_limit_bytes=settings.artifacts_limit_bytes,
+                limit_bytes=settings.shelf_limit_bytes,
+            ),
             reach=LocalReach(driver, workspaces, settings.host_name),
             tokens=RedisTokens(server, keys),
             streams=streams,
@@ -127,6 +134,7 @@ def worker_of(parts: Installed, gateways: Gateways | None = None) -> Worker:
             snapshots=parts.snapshots,
             intents=parts.intents,
             blobs=parts.blobs,
+            shelf=parts.shelf,
             clock=parts.clock,
             gateways=gateways,
             settings=WorkerSettings(
@@ -142,6 +150,7 @@ def worker_of(parts: Installed, gateways: Gateways | None = None) -> Worker:
                 host_lost_after_s=settings.host_lost_after_s,
                 drain_grace_s=settings.drain_grace_s,
                 retention_s=settings.retention_s,
+                workspace_retention_s=settings.workspace_retention_s,
                 spool_limit_bytes=settings.spool_limit_bytes,
             ),
         )

@@ -52,7 +52,7 @@ MESSAGE_ACCEPTED: Final = "message.accepted"  # data: {n, id, text | data_b64}
 MESSAGE_DELIVERED: Final = "message.delivered"  # data: {n, id}
 MESSAGE_CONSUMED: Final = "message.consumed"  # data: {n, id}
 MESSAGE_EXPIRED: Final = "message.expired"  # data: {n, id, why}
-ARTIFACT: Final = "artifact"  # data: {path, size_bytes, sha256}
+ARTIFACT: Final = "artifact"  # data: {path, size_bytes, sha256 | refused}: kept, or why not
 # data: {call, api, provider, model, input_tokens, output_tokens, …, cost_micros, replayed}: of a replay the tokens are
 # those of the recorded answer, and cost nothing
 USAGE: Final = "usage"
@@ -71,6 +71,8 @@ SNAPSHOT_CREATED: Final = "snapshot.created"  # data: {id, why, name, cut: {atte
 SNAPSHOT_FAILED: Final = "snapshot.failed"  # data: {id, why, error}: the work goes on
 SNAPSHOT_RESTORED: Final = "snapshot.restored"  # data: {id, attempt, inbox_base}
 SNAPSHOT_CORRUPT: Final = "snapshot.corrupt"  # data: {id, detail, instead}: the one before it is used
+# data: {id, name, why: asked | policy | prune | files_gone}: nobody can go back there any more
+SNAPSHOT_REMOVED: Final = "snapshot.removed"
 FORKED: Final = "execution.forked"  # data: {from, snapshot, seq, rewind}: the second event of a fork
 # data: {taken_at, generation_before, state, attempt, snapshot}: what came after `taken_at` is not in this history
 RESTORED: Final = "execution.restored"

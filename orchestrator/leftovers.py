@@ -42,8 +42,7 @@ async def plan(settings: Settings, url: str) -> SweepPlan:
         records = [record async for record in RedisExecutions(server, Keys(settings.installation)).everything()]
     finally:
         await server.aclose()
-    now = SystemClock().now()
-    return sweep_plan(found, slots, records, now=now, orphan_grace_s=0, retention_s=settings.retention_s)
+    return sweep_plan(found, slots, records, now=SystemClock().now(), orphan_grace_s=0)
 
 
 async def _sandboxes(settings: Settings, slots_dir: Path) -> list[Found]:

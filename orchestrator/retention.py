@@ -55,6 +55,15 @@ def all_snapshots_over(executions: Iterable[Execution], snapshots: Iterable[Snap
     return tuple(over)
 
 
+def workspaces_over(executions: Iterable[Execution], *, now: datetime, retention_s: float) -> tuple[Execution, ...]:
+    """Those that ended more than `retention_s` seconds ago, longest ago first; 0 = none: their workspaces may go."""
+    if not retention_s:
+        return ()
+    before = now - timedelta(seconds=retention_s)
+    over = [record for record in executions if record.ended and record.finished_at and record.finished_at < before]
+    return tuple(sorted(over, key=lambda record: (record.finished_at, record.id)))
+
+
 def executions_over(
     executions: Iterable[Execution], snapshots: Sequence[Snapshot], *, now: datetime, retention_s: float
 ) -> tuple[str, ...]:

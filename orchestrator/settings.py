@@ -187,7 +187,25 @@ class Settings:
     retention_s: float = setting(
         seconds(0, 10 * 365 * 86_400),
         7 * 86_400.0,
-        "How long a finished execution, its history and files are kept; 0 keeps them for ever.",
+        "How long a finished execution, its history and files are kept, unless somebody asked for one of its snapshots "
+        "or named it; 0 keeps them for ever.",
+    )
+    workspace_retention_s: float = setting(
+        seconds(0, 10 * 365 * 86_400),
+        7 * 86_400.0,
+        "How long the workspace of a finished execution is kept; its artifacts and snapshots stay as long as its "
+        "record. 0: as long as that.",
+    )
+    artifacts_limit_bytes: int = setting(
+        size(0, 1024 * GIB),
+        4 * GIB,
+        "Artifacts kept of one execution, in all; what is beyond is told and stays in the workspace only.",
+    )
+    shelf_limit_bytes: int = setting(
+        size(0, 1024 * 1024 * GIB),
+        64 * GIB,
+        "Artifacts kept of all executions together, on this host. 0: as much as the disk has, but for a twentieth of "
+        "it (at most 1g).",
     )
 
     # ---- the way out of a sandbox

@@ -108,8 +108,9 @@ class Snapshots(Protocol):
     async def archived(self, snapshot_id: str) -> None:
         """It is whole in the archive. Raises NotFound."""
 
-    async def remove(self, snapshot_id: str) -> None:
-        """The record goes; descendants stay as they are. Idempotent. Raises Conflict (data: execution) while an
+    async def remove(self, snapshot_id: str, *, why: str = "asked") -> None:
+        """The record goes; descendants stay as they are. Idempotent. Where its execution goes on, the history says
+        `snapshot.removed` in the same step. Raises Conflict (data: execution) while an
         execution that has not ended would begin its next attempt from it: as its newest, or as the one it was forked
         from until it has one of its own.
 

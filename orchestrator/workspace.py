@@ -251,11 +251,13 @@ class StoreFacts:
 
 @dataclass(frozen=True, slots=True)
 class DiskUse:
-    """Of one workspace. `limit_bytes` 0 = none. `files` None = not counted."""
+    """Of one workspace or snapshot. `limit_bytes` 0 = none. `files` None = not counted. `alone_bytes`: of `used_bytes`
+    what no other shares; None = nothing is shared, or it is not known."""
 
     used_bytes: int
     limit_bytes: int = 0
     files: int | None = None
+    alone_bytes: int | None = None
 
 
 class SnapshotStore(WorkspaceStore, Protocol):
@@ -308,6 +310,9 @@ class SnapshotStore(WorkspaceStore, Protocol):
 
     async def disk(self, sandbox_id: str) -> DiskUse:
         """What its `vol` takes, not older than a few seconds, or ten times what measuring took. Raises NotFound."""
+
+    async def snapshot_disk(self, snapshot_id: str) -> DiskUse:
+        """The same of a snapshot. Raises NotFound."""
 
     async def limit(self, sandbox_id: str, disk_bytes: int) -> None:
         """Another limit for its `vol`; 0 = none. Raises NotFound; Infeasible where the store cannot (`facts` says so:

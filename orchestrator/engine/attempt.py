@@ -23,6 +23,7 @@ from orchestrator.engine.closing import Closing
 from orchestrator.engine.cutting import Cutting
 from orchestrator.engine.doing import STOP_SIGNAL, Doing
 from orchestrator.engine.environment import stdin_of
+from orchestrator.engine.leaving import Leaving
 from orchestrator.engine.parts import Parts
 from orchestrator.engine.placing import place
 from orchestrator.engine.reading import INTERRUPT_PREFIX
@@ -110,7 +111,13 @@ class Attempt:
         parts, history, scribe = self._parts, self._parts.history, self.scribe
         changed, rung, stopping = self._changed, self._rung, self._stopping
         self._way_out = WayOut(parts, self._lease, execution, scribe, self._held, changed)
-        self._relay = Relay(history, scribe, execution, lambda end: self._closing.killed(end, self._relay.failures))
+        self._relay = Relay(
+            history,
+            scribe,
+            execution,
+            lambda end: self._closing.killed(end, self._relay.failures),
+            Leaving(parts, execution).named,
+        )
         self._steering = Steering(history, scribe, self._relay.reading, stdin_of(execution), execution.id)
         self._arrival = Arrival(parts, self._lease, execution, changed, self._way_out)
         self._approach = Approach(parts, scribe, execution, self._arrival, placement, changed)

@@ -17,6 +17,7 @@ from orchestrator.engine.arrival import SandboxGone, cause_of
 from orchestrator.engine.crash_point import crash_point
 from orchestrator.engine.cutting import Cutting
 from orchestrator.engine.disk import over_limit
+from orchestrator.engine.leaving import Leaving
 from orchestrator.engine.parts import Parts
 from orchestrator.engine.reading import Exit
 from orchestrator.engine.restoring import survives
@@ -24,7 +25,7 @@ from orchestrator.engine.scribe import Scribe
 from orchestrator.engine.steering import Steering
 from orchestrator.engine.stopping import Stopping
 from orchestrator.engine.way_out import WayOut
-from orchestrator.errors import CarrelError, NotFound, StoreUnavailable
+from orchestrator.errors import CarrelError, StoreUnavailable
 from orchestrator.events import Entry, Event
 from orchestrator.execution import Execution, Outcome, OutcomeKind, Reason
 from orchestrator.harnesses import harness_of
@@ -192,21 +193,13 @@ class Closing:
     ) -> None:
         """The last append: `told`, receipts of what never arrived, artifacts, the outcome."""
         expired, settled = await self._steering.expire("the execution ended", delivered)
-        listed = await self._artifacts()
+        listed = await Leaving(self._parts, self._execution).kept()
         change = Change(outcome=outcome, unowned=True, delivered=settled if expired else None, snapshot=snapshot)
         crash_point("before_finish_append")
         await self._scribe.move(trigger, change, entries=[*told, *expired, *listed])
         crash_point("after_finish_append")
         said = {"outcome": outcome.kind.value, "reason": outcome.reason.value, "why": outcome.message}
         logger.info("ended", extra=said)
-
-    async def _artifacts(self) -> list[Entry]:
-        try:
-            files = self._parts.workspaces.files(self._sandbox_id)
-        except NotFound:
-            return []
-        async with self._parts.hashing:
-            return await asyncio.to_thread(ending.artifacts, files)
 
     async def _why_it_stops(self) -> Outcome | None:
         def wanted(event: Event) -> bool:

@@ -31,6 +31,7 @@ CRASH_POINTS: Final = (
     "after_stopping",
     "after_terminate",
     "after_kill",
+    "after_artifacts",
     "before_finish_append",
     "after_finish_append",
     "after_remove",

@@ -11,7 +11,9 @@ from orchestrator.executions import Executions
 from orchestrator.gateways import Gateways
 from orchestrator.history import History
 from orchestrator.intents import Intents
+from orchestrator.removing import Removing
 from orchestrator.sandbox import SandboxDriver
+from orchestrator.shelf import Shelf
 from orchestrator.snapshots import Snapshots
 from orchestrator.workspace import Blobs, SnapshotStore
 
@@ -32,6 +34,7 @@ class WorkerSettings:
     host_lost_after_s: float = 60.0
     drain_grace_s: float = 10.0
     retention_s: float = 0.0  # 0: finished executions are kept
+    workspace_retention_s: float = 0.0  # 0: and their workspaces as long
     init_lost_after_s: float = 60.0  # a sandbox that runs but whose init cannot be reached counts as lost after that
     cut_limit_s: float = 120.0  # so long the work stands still for a snapshot; then there is none, and it goes on
     look_s: float = 30.0  # how often a quiet execution is looked at, in case a bell or a hint was lost
@@ -51,7 +54,13 @@ class Parts:
     snapshots: Snapshots
     intents: Intents
     blobs: Blobs
+    shelf: Shelf
     clock: Clock
     settings: WorkerSettings
     gateways: Gateways | None = None
     hashing: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(2))
+
+    @property
+    def removing(self) -> Removing:
+        """What takes things away on this host."""
+        return Removing(self.executions, self.snapshots, self.workspaces, self.shelf, host=self.settings.host)

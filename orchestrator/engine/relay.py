@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -18,7 +18,7 @@ from orchestrator.engine.ending import EXIT_WAITING
 from orchestrator.engine.reading import BATCH_BYTES, BATCH_ENTRIES, Batch, Exit, Reading
 from orchestrator.engine.scribe import FIRST_WAIT_S, LAST_WAIT_S, Scribe
 from orchestrator.errors import LinkError, StoreUnavailable
-from orchestrator.events import Entry
+from orchestrator.events import ARTIFACT, Entry
 from orchestrator.execution import Execution
 from orchestrator.history import Change, History, Message, Spooled
 from orchestrator.lifecycle import ExecutionState, Trigger
@@ -29,13 +29,17 @@ logger = logging.getLogger(__name__)
 _INBOX_PAGE: Final = 1000
 
 Outlived = Callable[[Exit], Awaitable[tuple[Entry, Change] | None]]
+Named = Callable[[Sequence[Entry]], Awaitable[None]]
 
 
 class Relay:
     """Of one attempt in one epoch. `exit` is the harness's end, once it has been written. `outlived` says of the end of
-    a running one what is told and changed where another attempt follows, None where this is the end."""
+    a running one what is told and changed where another attempt follows, None where this is the end. `named` is told of
+    artifacts before the history says so."""
 
-    def __init__(self, history: History, scribe: Scribe, execution: Execution, outlived: Outlived) -> None:
+    def __init__(
+        self, history: History, scribe: Scribe, execution: Execution, outlived: Outlived, named: Named
+    ) -> None:
         self.reading = Reading(execution)
         self.exit: Exit | None = None
         self.started = False  # seen by this relay
@@ -44,6 +48,7 @@ class Relay:
         self._history = history
         self._scribe = scribe
         self._outlived = outlived
+        self._named = named
 
     async def pump(self, link: OwnerLink) -> Batch | None:
         """One batch from a living init, written and acknowledged. None when there was nothing."""
@@ -65,6 +70,8 @@ class Relay:
         batch = self.reading.read(frames)
         if batch.last_src < batch.first_src:
             return batch
+        if artifacts := [entry for entry in batch.entries if entry.type == ARTIFACT]:
+            await self._named(artifacts)
         spooled = Spooled(batch.first_src, batch.last_src, batch.entries)
         change: Change | None = Change(
             delivered=batch.delivered,

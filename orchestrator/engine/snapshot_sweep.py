@@ -43,7 +43,7 @@ async def sweep_snapshots(parts: Parts, *, trusted: bool) -> None:
 async def _forget(parts: Parts, snapshot: Snapshot) -> None:
     about = {"snapshot": snapshot.id, "execution": snapshot.execution_id}
     try:
-        await parts.snapshots.remove(snapshot.id)
+        await parts.snapshots.remove(snapshot.id, why="files_gone")
         logger.error("a snapshot's files are gone: its record is removed", extra=about)
     except Conflict:  # whoever begins from it is told so, by name
         logger.error("a snapshot's files are gone, and an execution would begin from it", extra=about)

@@ -18,13 +18,12 @@ from orchestrator.snapshots import Snapshot
 
 @dataclass(frozen=True, slots=True)
 class SweepPlan:
-    """`sandboxes`, `slots`: ids to remove. `stale`: slots kept for their files only. `expired`: finished executions
-    whose time is over. `distrusted`: there would have been something to remove, but the store knows nothing."""
+    """`sandboxes`, `slots`: ids to remove. `stale`: slots kept for their files only. `distrusted`: there would have
+    been something to remove, but the store knows nothing."""
 
     sandboxes: tuple[str, ...] = ()
     slots: tuple[str, ...] = ()
     stale: tuple[str, ...] = ()
-    expired: tuple[Execution, ...] = ()
     distrusted: bool = False
 
 
@@ -35,10 +34,9 @@ def sweep_plan(
     *,
     now: datetime,
     orphan_grace_s: float,
-    retention_s: float,
 ) -> SweepPlan:
     """`records`: all there are, read after `found` and `slots`. A sandbox belongs to the record that names it while its
-    attempt is not over; a slot to any record that names it. retention_s 0 = for ever."""
+    attempt is not over; a slot to any record that names it."""
     old = now - timedelta(seconds=orphan_grace_s)
     living = {record.sandbox_id for record in records if record.state in WITH_SANDBOX}
     named = {record.sandbox_id for record in records}
@@ -48,11 +46,7 @@ def sweep_plan(
         return SweepPlan(distrusted=bool(boxes or folders))
     asleep = {record.sandbox_id for record in records if record.state in ASLEEP}
     stale = tuple(slot for slot, made_at in slots if slot in asleep and made_at <= old)
-    over = now - timedelta(seconds=retention_s)
-    expired = (
-        record for record in records if retention_s and record.finished_at is not None and record.finished_at < over
-    )
-    return SweepPlan(boxes, folders, stale, tuple(expired))
+    return SweepPlan(boxes, folders, stale)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from datetime import datetime
 from typing import Final
 
 from orchestrator.engine.parts import Parts
+from orchestrator.engine.retention_sweep import sweep_by_policy, sweep_shelf
 from orchestrator.engine.snapshot_sweep import sweep_snapshots
 from orchestrator.engine.sweep_plan import sweep_plan
 from orchestrator.errors import CarrelError, Unavailable
@@ -73,7 +74,9 @@ class Sweeper:
                 return
 
     async def _sweep_all(self, found: Sequence[Found], slots: Sequence[tuple[str, datetime]]) -> None:
-        parts, settings = self._parts, self._parts.settings
+        parts = self._parts
+        snapshots = [snapshot async for snapshot in parts.snapshots.everything()]
+        shelved = await parts.shelf.list()
         records: list[Execution] = [record async for record in parts.executions.everything()]
         self._trusted = bool(records)
         plan = sweep_plan(
@@ -81,8 +84,7 @@ class Sweeper:
             slots,
             records,
             now=parts.clock.now(),
-            orphan_grace_s=settings.orphan_grace_s,
-            retention_s=settings.retention_s,
+            orphan_grace_s=parts.settings.orphan_grace_s,
         )
         if plan.distrusted:
             logger.error("the store knows no execution, but there are sandboxes or slots here: nothing is removed")
@@ -100,11 +102,8 @@ class Sweeper:
             if await asyncio.to_thread(parts.workspaces.slot(slot).spool.exists):
                 logger.info("removing the spool of an execution that has ended", extra={"sandbox": slot})
                 await self._carefully(parts.workspaces.strip(slot), slot)
-        for execution in plan.expired:
-            logger.info("removing a finished execution: its time is over", extra={"execution": execution.id})
-            await parts.executions.remove(execution.id)
-            if execution.sandbox_id is not None and execution.host == settings.host:
-                await self._carefully(parts.workspaces.remove(execution.sandbox_id), execution.sandbox_id)
+        await sweep_by_policy(parts, records, snapshots, here={slot for slot, _ in slots})
+        await sweep_shelf(parts, shelved, records)
         keep = frozenset(file.sha256 for record in records if not record.ended for file in record.spec.files)
         if gone := await parts.blobs.expire(keep, BLOB_GRACE_S):
             logger.info("removed blobs nobody names", extra={"count": gone})

@@ -97,13 +97,15 @@ class Subvolumes:
             group = _groups(here) / f"0_{btrfs_calls.subvolume_id(here)}"
         try:
             # Written but not committed yet (up to 30 s) is reserved.
-            used_bytes = _figure(group / "referenced") + _figure(group / "rsv_data")
+            reserved_bytes = _figure(group / "rsv_data")
+            used_bytes = _figure(group / "referenced") + reserved_bytes
+            alone_bytes = _figure(group / "exclusive") + reserved_bytes
             limited = _figure(group / "limit_flags") & 1
             most = _figure(group / "max_referenced")
         except FileNotFoundError:  # nobody counts here: a btrfs of others, on which no limit was set yet
             used_bytes, files = measuring.room(volume)
             return DiskUse(used_bytes, files=files)
-        return DiskUse(used_bytes, limit_bytes=most if limited and most < 2**63 else 0)
+        return DiskUse(used_bytes, limit_bytes=most if limited and most < 2**63 else 0, alone_bytes=alone_bytes)
 
     def remove(self, path: Path) -> bool:
         try:

@@ -46,6 +46,20 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+def try_lock(folder: Path) -> int | None:
+    """A lock on it, held until it is closed or its process ends; None: somebody has it, or the folder is gone."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
 def sync_filesystem(folder: Path | int) -> None:
     """syncfs(2) of where `folder`, a path or open, lies: one wait for all files just written, instead of one each."""
     descriptor = os.dup(folder) if isinstance(folder, int) else os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

@@ -7,7 +7,6 @@ lock and goes at the next look. All of it blocks. Knows nothing of sandboxes or 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import re
 import secrets
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from orchestrator.errors import Conflict, NotFound
-from orchestrator.workspaces.durable import disk_errors, sync_folder
+from orchestrator.workspaces.durable import disk_errors, sync_folder, try_lock
 from orchestrator.workspaces.slots import whole
 from orchestrator.workspaces.volumes import Volumes
 
@@ -107,14 +106,14 @@ class Keep:
         while True:
             new = self._root / f"{_NEW}{path.name}-{secrets.token_hex(4)}"
             new.mkdir(mode=0o700)
-            lock = _lock(new)
+            lock = try_lock(new)
             if lock is not None and new.exists():  # else a look round took it for abandoned, just now
                 return new, lock
             if lock is not None:
                 os.close(lock)
 
     def _abandoned(self, path: Path) -> None:
-        lock = _lock(path)
+        lock = try_lock(path)
         if lock is None:
             return
         try:
@@ -124,17 +123,3 @@ class Keep:
                 self._volumes.remove(gone)
         finally:
             os.close(lock)
-
-
-def _lock(folder: Path) -> int | None:
-    """Held until it is closed, or its process ends; None: somebody has it, or the folder is gone."""
-    try:
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        return None
-    return descriptor

@@ -110,6 +110,9 @@ class VolumeStore:
     async def disk(self, sandbox_id: str) -> DiskUse:
         return await asyncio.to_thread(self._volumes.use, self._volume(sandbox_id))
 
+    async def snapshot_disk(self, snapshot_id: str) -> DiskUse:
+        return await asyncio.to_thread(self._volumes.use, self._keep.volume(snapshot_id))
+
     async def limit(self, sandbox_id: str, disk_bytes: int) -> None:
         await asyncio.to_thread(self._limit, self._volume(sandbox_id), disk_bytes)
 

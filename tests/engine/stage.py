@@ -38,6 +38,7 @@ from orchestrator.stores.redis import (
 from orchestrator.workspace import SnapshotStore
 from orchestrator.workspaces.blobs import DirectoryBlobs
 from orchestrator.workspaces.directory import DirectoryStore
+from orchestrator.workspaces.shelf import DirectoryShelf
 
 INIT = Path(__file__).parents[2] / "sandbox-image" / "sandbox_init"
 
@@ -246,6 +247,7 @@ async def stage(
         snapshots=RedisSnapshots(server, keys),
         intents=RedisIntents(server, keys),
         blobs=DirectoryBlobs(folder / "blobs"),
+        shelf=DirectoryShelf(folder / "shelf"),
         clock=SystemClock(),
         settings=WorkerSettings(worker="w0", host="here", **given),
         gateways=gateways,

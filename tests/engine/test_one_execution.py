@@ -61,7 +61,8 @@ async def test_the_sandbox_goes_and_the_files_stay(here: Stage) -> None:
     assert record.sandbox_id is not None
     told = await here.history(asked)
     listed = [dict(e.data) for e in told if e.type == events.ARTIFACT]
-    assert listed == [{"path": "a/x", "size_bytes": 3, "sha256": hashlib.sha256(b"abc").hexdigest()}]
+    refused = {"path": "link", "size_bytes": 11, "refused": "it leads nowhere inside the workspace"}
+    assert listed == [{"path": "a/x", "size_bytes": 3, "sha256": hashlib.sha256(b"abc").hexdigest()}, refused]
     await here.idle(worker)
     assert await here.parts.driver.list() == []
     file = here.parts.workspaces.files(record.sandbox_id).open("file")

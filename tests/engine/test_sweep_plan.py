@@ -16,14 +16,12 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
 OLD, YOUNG = NOW - timedelta(hours=1), NOW - timedelta(seconds=5)
 
 
-def record(sandbox_id: str | None, state: ExecutionState, finished_at: datetime | None = None) -> Execution:
-    return Execution(f"exe_{sandbox_id}", Spec(), state, OLD, sandbox_id=sandbox_id, finished_at=finished_at)
+def record(sandbox_id: str | None, state: ExecutionState) -> Execution:
+    return Execution(f"exe_{sandbox_id}", Spec(), state, OLD, sandbox_id=sandbox_id)
 
 
-def plan(
-    found: list[Found], slots: list[tuple[str, datetime]], records: list[Execution], retention_s: float = 0
-) -> SweepPlan:
-    return sweep_plan(found, slots, records, now=NOW, orphan_grace_s=60, retention_s=retention_s)
+def plan(found: list[Found], slots: list[tuple[str, datetime]], records: list[Execution]) -> SweepPlan:
+    return sweep_plan(found, slots, records, now=NOW, orphan_grace_s=60)
 
 
 def test_orphans_and_only_they() -> None:
@@ -47,13 +45,6 @@ def test_an_empty_store_condemns_nothing() -> None:
     made = plan([Found("x", OLD, True)], [("y", OLD)], [])
     assert made == SweepPlan(distrusted=True)
     assert plan([], [], []) == SweepPlan()
-
-
-def test_retention() -> None:
-    done = record("done", ExecutionState.FINISHED, finished_at=NOW - timedelta(days=8))
-    fresh = record("fresh", ExecutionState.FINISHED, finished_at=NOW - timedelta(days=6))
-    assert plan([], [], [done, fresh]).expired == ()
-    assert plan([], [], [done, fresh], retention_s=7 * 86_400).expired == (done,)
 
 
 names = st.sampled_from(["s1", "s2", "s3", "s4"])

@@ -10,10 +10,11 @@ from datetime import UTC, datetime
 import pytest
 
 from orchestrator.engine.sweeper import Sweeper
-from orchestrator.errors import EngineUnavailable, Unavailable
+from orchestrator.errors import EngineUnavailable, NotFound, Unavailable
 from orchestrator.execution import OutcomeKind, Reason, Resources, SnapshotPolicy
 from orchestrator.lifecycle import ExecutionState
 from orchestrator.sandbox import Absent, Running, SandboxSpec
+from orchestrator.snapshots import KeepPolicy, Why
 from tests.engine.stage import Stage, printed
 from tests.engine.test_snapshots import cut
 
@@ -94,6 +95,90 @@ async def test_retention(here: Stage) -> None:
     await sweeper(here, retention_s=1e-6).sweep()
     assert not here.parts.workspaces.slot(record.sandbox_id).path.exists()
     assert [left async for left in here.parts.executions.everything()] == []
+
+
+async def until_past(moment: datetime | None) -> None:
+    """The store's clock and ours may differ by a tick."""
+    while moment is None or datetime.now(UTC) <= moment:
+        await asyncio.sleep(0.001)
+
+
+async def text(here: Stage, execution_id: str) -> dict[str, bytes]:
+    """What the shelf has of it, by path."""
+    found = {}
+    for one in await here.parts.shelf.kept(execution_id):
+        file = await here.parts.shelf.open(execution_id, one)
+        found[one.path] = file.read(0, 100)
+        file.close()
+    return found
+
+
+async def test_a_workspace_goes_before_its_execution_and_its_artifacts_stay(
+    here: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    worker = here.work(sweep_interval_s=3600)
+    say = """echo '{"type":"artifact","path":"/workspace/out/report"}'"""
+    asked = await here.bash(f"mkdir out; echo named > out/report; echo left > artifacts/a; {say}", output="jsonl")
+    record = await here.ended(asked)
+    await here.idle(worker)
+    assert record.sandbox_id is not None
+    told = [e.data for e in await here.history(asked) if e.type == "artifact" and e.source == "platform"]
+    assert [(one["path"], one["size_bytes"]) for one in told] == [("out/report", 6), ("a", 5)]
+    await until_past(record.finished_at)
+    await sweeper(here, workspace_retention_s=3600).sweep()
+    assert here.parts.workspaces.slot(record.sandbox_id).path.exists()
+    await sweeper(here, workspace_retention_s=1e-6).sweep()
+    assert not here.parts.workspaces.slot(record.sandbox_id).path.exists()
+    assert "removed the workspace of a finished execution" in caplog.text
+    assert await text(here, asked.id) == {"out/report": b"named\n", "a": b"left\n"}
+    assert (await here.parts.executions.get(asked.id)).outcome is not None
+    await sweeper(here, retention_s=1e-6).sweep()
+    assert await here.parts.shelf.list() == [] and [left async for left in here.parts.executions.everything()] == []
+
+
+async def test_artifacts_of_one_cancelled_in_its_sleep_are_kept_before_its_files_go(here: Stage) -> None:
+    """No worker was there at its end."""
+    worker = here.work(sweep_interval_s=3600)
+    asked = await here.bash("echo left > artifacts/a; exit 75")
+    asleep = await here.until(asked, lambda record: record.state is ExecutionState.HIBERNATED)
+    await here.idle(worker)
+    await here.cancel(asked)
+    record = await here.ended(asked)
+    await until_past(record.finished_at)
+    with pytest.raises(NotFound):
+        await here.parts.shelf.kept(asked.id)
+    await sweeper(here, workspace_retention_s=1e-6).sweep()
+    assert not here.parts.workspaces.slot(asleep.sandbox_id or "").path.exists()
+    assert await text(here, asked.id) == {"a": b"left\n"}
+
+
+async def test_artifacts_nobody_has_a_record_of_go_after_the_grace(here: Stage) -> None:
+    await here.bash("true")
+    await here.parts.shelf.name("exe_nobody", ["x"])
+    await sweeper(here, orphan_grace_s=3600).sweep()
+    assert [id for id, _ in await here.parts.shelf.list()] == ["exe_nobody"]
+    await sweeper(here).sweep()
+    assert await here.parts.shelf.list() == []
+
+
+async def test_snapshots_go_by_policy_and_the_history_says_so(here: Stage) -> None:
+    here.work(sweep_interval_s=3600)
+    keep = SnapshotPolicy(every_s=None, keep=KeepPolicy(last=1, days=0))
+    asked = await here.bash("echo up; read line", snapshots=keep)
+    await here.saw(asked, printed("up"))
+    asked_for = (await cut(here, asked)).id
+    periodic = [(await cut(here, asked, why=Why.PERIODIC)).id for _ in range(3)]
+    await sweeper(here).sweep()
+    left = [one.id async for one in here.parts.snapshots.everything()]
+    assert sorted(left) == sorted([asked_for, periodic[-1]])
+    assert [id for id, _ in await here.parts.workspaces.snapshots()] == sorted(left)
+    said = [e.data for e in await here.history(asked) if e.type == "snapshot.removed"]
+    assert said == [{"id": id, "name": "", "why": "policy"} for id in periodic[:2]]
+    await here.cancel(asked, 0)
+    await until_past((await here.ended(asked)).finished_at)
+    await sweeper(here, retention_s=1e-6).sweep()  # somebody asked for one of its snapshots: it stays, whole
+    assert (await here.parts.executions.get(asked.id)).outcome is not None
 
 
 async def test_a_host_that_fell_silent_is_lost(here: Stage) -> None:

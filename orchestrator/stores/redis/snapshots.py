@@ -114,8 +114,8 @@ class RedisSnapshots:
     async def archived(self, snapshot_id: str) -> None:
         await self._tell(snapshot_id, {"archived": "1"})
 
-    async def remove(self, snapshot_id: str) -> None:
-        answer = await self._server.run("snapshot_remove", self._keys.prefix, snapshot_id)
+    async def remove(self, snapshot_id: str, *, why: str = "asked") -> None:
+        answer = await self._server.run("snapshot_remove", self._keys.prefix, snapshot_id, why)
         if answer[0] == "needed":
             execution_id = answer[1].decode()
             raise Conflict(
