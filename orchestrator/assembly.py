@@ -200,6 +200,7 @@ def app_of(parts: Installed) -> FastAPI:
         intents=parts.intents,
         snapshots=parts.snapshots,
         store=parts.workspaces,
+        shelf=parts.shelf,
         streams=parts.streams,
         clock=parts.clock,
         settings=ServerSettings(

@@ -27,6 +27,3 @@ class Reach(Protocol):
 
     async def snapshot_files(self, snapshot: Snapshot) -> Files:
         """A snapshot's, to look into. Raises Conflict (its files are not there), Unavailable (nor to be had here)."""
-
-    async def forget(self, execution: Execution) -> None:
-        """The record was removed: its files go too. Idempotent; what cannot be reached is left to the sweeper."""

@@ -33,7 +33,7 @@ class Freed:
 
 
 class Removing:
-    """On the host `host`; `workspaces` and `shelf` None: nothing of it is here."""
+    """On the host `host`; `workspaces` and `shelf` None: nothing of it is here. `dry`: only what would be freed."""
 
     def __init__(
         self,
@@ -50,13 +50,15 @@ class Removing:
         self._shelf = shelf
         self._host = host
 
-    async def execution(self, execution: Execution) -> Freed:
+    async def execution(self, execution: Execution, *, dry: bool = False) -> Freed:
         """Record, history, inbox, workspace, artifacts, and its snapshots but for those that others are still to begin
         from. Idempotent. Raises Conflict where it has not ended."""
         taken = await self._of(execution)
         held = [await self._workspace_use(execution), *[await self._snapshot_use(one) for one in taken]]
-        await self._executions.remove(execution.id)
         freed_bytes = _together(held)
+        if dry:
+            return Freed(freed_bytes + await self._shelved(execution))
+        await self._executions.remove(execution.id)
         elsewhere = {execution.host} if execution.sandbox_id and execution.host else set()
         if self._workspaces is not None and execution.sandbox_id and execution.host in (None, self._host):
             await self._workspaces.remove(execution.sandbox_id)
@@ -68,7 +70,7 @@ class Removing:
             freed_bytes += await self._shelf.remove(execution.id)
         return Freed(freed_bytes, frozenset(elsewhere - {self._host}))
 
-    async def workspace(self, execution: Execution) -> Freed:
+    async def workspace(self, execution: Execution, *, dry: bool = False) -> Freed:
         """Only its files as they are now; what it left as artifacts is kept. Nothing where they are gone. Raises
         Conflict where it has not ended or they lie on another host; DiskFull where the artifacts find no room."""
         if not execution.ended:
@@ -85,17 +87,21 @@ class Removing:
                 state="elsewhere",
                 remedy="ask an api on that host, or leave it to workspace_retention_s",
             )
-        await self.artifacts(execution)
         held = await self._workspace_use(execution)
+        if dry:
+            return Freed(_together([held]))
+        await self.artifacts(execution)
         await self._workspaces.remove(execution.sandbox_id)
         return Freed(_together([held]))
 
-    async def snapshot(self, snapshot: Snapshot, *, why: str, of: Execution | None = None) -> Freed:
+    async def snapshot(self, snapshot: Snapshot, *, why: str, of: Execution | None = None, dry: bool = False) -> Freed:
         """One; what was begun from it stays as it is. `of`: its execution, where that is still there. Idempotent.
         Raises Conflict while an execution that has not ended would begin from it."""
+        held = await self._snapshot_use(snapshot)
+        if dry:
+            return Freed(_together([held]))
         if of is not None and of.ended:
             await self.artifacts(of)  # this may be the last place that has them
-        held = await self._snapshot_use(snapshot)
         await self._snapshots.remove(snapshot.id, why=why)
         await self._files_of(snapshot)
         return Freed(_together([held]), frozenset({snapshot.host} - {self._host}))
@@ -154,6 +160,14 @@ class Removing:
                 await self._workspaces.drop(snapshot.id)
         except CarrelError as failure:
             logger.warning("left to the sweeper", extra={"snapshot": snapshot.id, "why": failure.message})
+
+    async def _shelved(self, execution: Execution) -> int:
+        if self._shelf is None:
+            return 0
+        try:
+            return sum(one.size_bytes for one in await self._shelf.kept(execution.id) if one.sha256)
+        except (NotFound, Conflict):
+            return 0
 
     async def _workspace_use(self, execution: Execution) -> DiskUse:
         if self._workspaces is None or not execution.sandbox_id or execution.host != self._host:

@@ -6,6 +6,7 @@ no artifact one can have (a link that leads out, a device, more than there is ro
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -16,6 +17,13 @@ from orchestrator.workspace import Files, OpenFile
 ARTIFACTS: Final = "artifacts"  # the folder below /workspace in which they are left
 MOST: Final = 1000  # of one execution
 NAMED_BYTES: Final = 4096  # the longest path a harness may name
+
+
+def places(said: str) -> tuple[str, str]:
+    """A path a harness named: as that of an artifact, and where it lies in the workspace. `..` is resolved by its
+    letters; what leads out still does."""
+    path = posixpath.normpath(said.removeprefix("/workspace/") if said.startswith("/workspace/") else said)
+    return path.removeprefix(f"{ARTIFACTS}/"), path
 
 
 @dataclass(frozen=True, slots=True)

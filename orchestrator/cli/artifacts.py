@@ -28,6 +28,9 @@ def ls(
         return
     rows = [(console.bytes_shown(one.size_bytes), (one.sha256 or "")[:12], one.path) for one in found]
     console.table(("SIZE", "SHA256", "PATH"), rows)
+    for one in found:
+        if one.refused:
+            console.note(f"{console.printable(one.path)} was not kept: {console.printable(one.refused)}")
 
 
 @artifacts.command("get")
@@ -41,7 +44,7 @@ def get(
     with reaching.client(ctx) as client:
         found = reaching.execution(client, execution)
         wanted = [path.removeprefix("/workspace/artifacts/") for path in paths or []]
-        for path in wanted or [fetching.exact(one) for one in found.artifacts.list()]:
+        for path in wanted or [fetching.exact(one) for one in found.artifacts.list() if not one.refused]:
             if str(to) == "-":
                 for piece in found.artifacts.chunks(path):
                     output.write_all(1, piece)

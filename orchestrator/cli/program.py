@@ -40,6 +40,7 @@ VERBS = {
     "stop": "End it: SIGTERM, then SIGKILL after its grace.",
     "kill": "End it at once.",
     "rm": "Remove its record, history and files.",
+    "prune": "Remove what is over: ended executions, their workspaces, snapshots.",
     "pause": "Freeze it.",
     "resume": "Thaw it, or wake it.",
     "hibernate": "Put it to sleep: no memory, no process, until somebody needs it.",

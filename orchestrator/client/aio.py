@@ -27,6 +27,7 @@ from orchestrator.client.waiting import wait_until_ended
 from orchestrator.events import Event
 from orchestrator.wire.command import ExecResult
 from orchestrator.wire.operate import HarnessAnswer, Health, Readiness, Stats
+from orchestrator.wire.prune import PruneAnswer
 from orchestrator.wire.record import Record, RecordPage
 from orchestrator.wire.snapshot import SnapshotAnswer, TreeAnswer
 from orchestrator.wire.steering import Receipt
@@ -188,6 +189,15 @@ class AsyncClient:
         if not await self.call(requests.blob_known(file.sha256)):
             uploads.check(file, (await self.call(requests.blob(file.body))).sha256)
         return file.entry
+
+    async def prune(self, **wish: Any) -> AsyncGenerator[PruneAnswer]:
+        """See sync.Client.prune."""
+        after = ""
+        while True:
+            answer = await self.call(requests.prune({**wish, "after": after or None}))
+            yield answer
+            if not (after := answer.next):
+                return
 
     async def stats(self, *, since: datetime | None = None, by: str = "", disk: bool = False) -> Stats:
         """See sync.Client.stats."""

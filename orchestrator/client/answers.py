@@ -17,6 +17,7 @@ from orchestrator.wire.command import ExecResult
 from orchestrator.wire.files import Artifact, Artifacts, Blob, DifferencePage, FileEntry, FilePage, UnpackedAnswer
 from orchestrator.wire.operate import HarnessList, Health, Readiness, Stats
 from orchestrator.wire.problem import error_of
+from orchestrator.wire.prune import PruneAnswer
 from orchestrator.wire.record import Record, RecordPage
 from orchestrator.wire.shape import AnswerModel
 from orchestrator.wire.snapshot import ForkAnswer, SnapshotAnswer, SnapshotListing, SnapshotReceipt, TreeAnswer
@@ -138,6 +139,10 @@ def artifacts(response: Response) -> list[Artifact]:
 
 def blob(response: Response) -> Blob:
     return _model(Blob, response)
+
+
+def pruned(response: Response) -> PruneAnswer:
+    return _model(PruneAnswer, response)
 
 
 def stats(response: Response) -> Stats:

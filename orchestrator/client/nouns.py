@@ -9,6 +9,7 @@ from orchestrator.wire.command import ExecResult
 from orchestrator.wire.event import encode as event_as_json
 from orchestrator.wire.files import Artifact, DifferenceAnswer, FileEntry, FilePage
 from orchestrator.wire.operate import HarnessAnswer, Health, Readiness, Stats
+from orchestrator.wire.prune import PruneAnswer
 from orchestrator.wire.record import OutcomeAnswer, Record, RecordPage
 from orchestrator.wire.snapshot import ExecutionNode, SnapshotAnswer, TreeAnswer
 from orchestrator.wire.steering import Receipt
@@ -34,6 +35,7 @@ __all__ = [
     "IntentAnswer",
     "OutcomeAnswer",
     "Output",
+    "PruneAnswer",
     "Readiness",
     "Receipt",
     "Record",

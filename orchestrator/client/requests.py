@@ -26,6 +26,7 @@ from orchestrator.client.spelling import prefer as _prefer
 from orchestrator.wire.command import ExecResult
 from orchestrator.wire.files import Artifact, Blob, DifferencePage, FileEntry, FilePage, UnpackedAnswer
 from orchestrator.wire.operate import HarnessList, Health, Readiness, Stats
+from orchestrator.wire.prune import PruneAnswer
 from orchestrator.wire.record import Record, RecordPage
 from orchestrator.wire.steering import Receipt
 from orchestrator.wire.way_out import IntentAnswer, IntentPage
@@ -406,6 +407,12 @@ def artifact(execution: str, path: str, *, offset: int = 0, etag: str = "") -> R
 
 
 # -- the installation ------------------------------------------------------------------------------------------------
+
+
+def prune(body: Mapping[str, Any]) -> Request[PruneAnswer]:
+    """`body` as POST /prune takes it: one request's worth; `next` goes into `after`. A repeat removes what is left."""
+    headers, data = _json(_only(**body))
+    return Request("POST", f"{V1}/prune", answers.pruned, headers=headers, body=data)
 
 
 def stats(*, since: datetime | None = None, by: str = "", disk: bool = False) -> Request[Stats]:

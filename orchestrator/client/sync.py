@@ -27,6 +27,7 @@ from orchestrator.client.waiting import wait_until_ended
 from orchestrator.events import Event
 from orchestrator.wire.command import ExecResult
 from orchestrator.wire.operate import HarnessAnswer, Health, Readiness, Stats
+from orchestrator.wire.prune import PruneAnswer
 from orchestrator.wire.record import Record, RecordPage
 from orchestrator.wire.snapshot import SnapshotAnswer, TreeAnswer
 from orchestrator.wire.steering import Receipt
@@ -191,6 +192,16 @@ class Client:
         if not self.call(requests.blob_known(file.sha256)):
             uploads.check(file, self.call(requests.blob(file.body)).sha256)
         return file.entry
+
+    def prune(self, **wish: Any) -> Iterator[PruneAnswer]:
+        """Remove what is over, part by part: `what` (executions, workspaces, snapshots), `older_than_s`, `states`,
+        `outcomes`, `labels`, `all_tenants`, `dry_run` (see POST /prune)."""
+        after = ""
+        while True:
+            answer = self.call(requests.prune({**wish, "after": after or None}))
+            yield answer
+            if not (after := answer.next):
+                return
 
     def stats(self, *, since: datetime | None = None, by: str = "", disk: bool = False) -> Stats:
         """Outcomes since a moment (see GET /stats); with `disk` what workspaces and snapshots take."""

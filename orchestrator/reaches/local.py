@@ -72,10 +72,6 @@ class LocalReach:
                 f"the files of {snapshot.id} are not there", state="gone", remedy="use the snapshot before it"
             ) from error
 
-    async def forget(self, execution: Execution) -> None:
-        if execution.sandbox_id is not None and execution.host in (None, self._host):
-            await self._workspaces.remove(execution.sandbox_id)
-
     def _check_host(self, execution: Execution) -> None:
         if execution.host is not None and execution.host != self._host:
             raise Unavailable(

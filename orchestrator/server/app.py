@@ -16,6 +16,7 @@ from orchestrator.history import History
 from orchestrator.intents import Intents
 from orchestrator.reach import Reach
 from orchestrator.server import (
+    artifacts,
     channel,
     commands,
     events,
@@ -26,6 +27,7 @@ from orchestrator.server import (
     health,
     journal,
     problems,
+    prune,
     stats,
     steering,
     tree,
@@ -40,6 +42,7 @@ from orchestrator.server.parts import Parts, ServerSettings
 from orchestrator.server.snapshots import of_executions as snapshots_of_router
 from orchestrator.server.snapshots import router as snapshots_router
 from orchestrator.server.streams import router as streams_router
+from orchestrator.shelf import Shelf
 from orchestrator.snapshots import Snapshots
 from orchestrator.streams import Streams
 from orchestrator.tokens import Tokens
@@ -60,9 +63,11 @@ ROUTERS: Final[tuple[APIRouter, ...]] = (
     channel.router,
     commands.router,
     files.router,
+    artifacts.router,
     file_writing.router,
     blobs_router,
     stats.router,
+    prune.router,
     harnesses.router,
     streams_router,
 )
@@ -80,12 +85,14 @@ def create_app(
     intents: Intents,
     snapshots: Snapshots,
     store: SnapshotStore | None = None,
+    shelf: Shelf | None = None,
     settings: ServerSettings | None = None,
     clock: Clock | None = None,
     streams: Streams | None = None,
 ) -> FastAPI:
-    """The app over these ports; `store` is that of this host, where it has one. It starts and closes none of them:
-    whoever made them does. Must be made where its event loop runs. Without `streams`, /v1/stream answers 404.
+    """The app over these ports; `store` and `shelf` are those of this host, where it has them. It starts and closes
+    none of them: whoever made them does. Must be made where its event loop runs. Without `streams`, /v1/stream answers
+    404.
 
     `app.state.parts.stopping` is to be set when the process begins to end (serve.py does): streams let go."""
     settings = settings or ServerSettings()
@@ -101,6 +108,7 @@ def create_app(
         intents=intents,
         snapshots=snapshots,
         store=store,
+        shelf=shelf,
         streams=streams,
     )
 

@@ -201,13 +201,12 @@ async def _disk(parts: Parts, execution: Execution) -> DiskUse | None:
 
 @router.delete("/{id}", status_code=204, response_class=Response, summary="Remove")
 async def remove(id: str, parts: ThePart, caller: Writer, force: Annotated[bool, Query()] = False) -> Response:
-    """Record, history, inbox and files of one that has ended. `force=true` ends it first, with no grace."""
+    """Record, history, inbox, files and artifacts of one that has ended. `force=true` ends it first, with no grace."""
     execution = await parts.find(id, caller)
     if not execution.ended and force:
         want = CancelWant(f"remove-{execution.id}", 0.0, "removed by force")
         await end(parts, execution, want, wait_s=_FORCED_END_S)
-    await parts.executions.remove(execution.id)
-    await parts.reach.forget(execution)
+    await parts.removing.execution(execution)
     return Response(status_code=204)
 
 

@@ -143,7 +143,11 @@ async def _packed(parts: Parts, pieces: Pieces) -> AsyncIterator[bytes]:
 
 async def content(parts: Parts, files: Files, name: str, request: Request) -> Response:
     """A file's bytes, or the part of them that was asked for."""
-    file = await parts.in_thread(files.open, name)
+    return await content_of(parts, await parts.in_thread(files.open, name), name, request)
+
+
+async def content_of(parts: Parts, file: OpenFile, name: str, request: Request) -> Response:
+    """The same of an open one, which is closed when it was sent."""
     try:
         size = file.stat.size_bytes
         etag = f'"{file.etag}"'

@@ -1,9 +1,8 @@
-"""A workspace's files over HTTP, looked at: list, stat, read, search, whole folders; and what was left as artifacts.
-Knows no directory."""
+"""A workspace's files over HTTP, looked at: list, stat, read, search, whole folders. Knows no
+directory."""
 
 from __future__ import annotations
 
-import hashlib
 from functools import partial
 from typing import Annotated, Final
 
@@ -15,18 +14,12 @@ from orchestrator.server.differing import differences
 from orchestrator.server.file_answers import json_of, path_of, place_of, place_shown, seen_files, wanted_archive
 from orchestrator.server.file_watching import watching
 from orchestrator.server.parts import Reader, ThePart
-from orchestrator.wire.files import Artifact, Artifacts, DifferenceAnswer, DifferencePage, FileEntry, FilePage
+from orchestrator.wire.files import DifferenceAnswer, DifferencePage, FileEntry, FilePage
 from orchestrator.workspace import ArchiveFormat, Files, FileStat
 
 router = APIRouter(prefix="/v1/executions/{id}", tags=["files"])
 
-ARTIFACTS: Final = "artifacts"
-_READ_BYTES: Final = 256 << 10
 _MOST_LISTED: Final = 10_000
-_MOST_ARTIFACTS: Final = 10_000
-#: Artifacts are hashed for the list while it stays cheap: one file, and all of a request together, up to so much.
-_HASHED_FILE_BYTES: Final = 64 << 20
-_HASHED_BYTES: Final = 256 << 20
 
 Glob = Annotated[
     str, Query(max_length=1024, description="only paths that fit: * ? [a-z] within a name, ** over folders")
@@ -160,54 +153,3 @@ def _list(files: Files, name: str, recursive: bool, after: str, limit: int) -> F
 def _find(files: Files, name: str, pattern: str, after: str, limit: int) -> FilePage:
     page = files.find(name, pattern, after=after, limit=limit)
     return FilePage(entries=[FileEntry.of(stat) for stat in page.entries], next=place_shown(page.next))
-
-
-@router.get("/artifacts", response_model=Artifacts, summary="Artifacts")
-async def artifacts(id: str, parts: ThePart, caller: Reader) -> Response:
-    """The files in /workspace/artifacts, also while it runs."""
-    files = await seen_files(parts, await parts.find(id, caller), caller)
-    return json_of(await parts.in_thread(_artifacts, files))
-
-
-@router.get("/artifacts/{path:anypath}", response_class=Response, summary="Download")
-async def artifact(id: str, path: str, request: Request, parts: ThePart, caller: Reader) -> Response:
-    """An artifact's bytes (Range, ETag); the path is relative to /workspace/artifacts."""
-    files = await seen_files(parts, await parts.find(id, caller), caller)
-    name = path_of(request, "artifacts")
-    if not name:
-        raise NotFound("no such artifact", kind="file", id="")
-    return await file_answers.content(parts, files, f"{ARTIFACTS}/{name}", request)
-
-
-def _artifacts(files: Files) -> Artifacts:
-    try:
-        found = list(files.list(ARTIFACTS, recursive=True, limit=_MOST_ARTIFACTS + 1))
-    except NotFound:
-        return Artifacts(artifacts=[])
-    budget = _HASHED_BYTES
-    listed: list[Artifact] = []
-    for stat in found[:_MOST_ARTIFACTS]:
-        if stat.kind != "file":
-            continue
-        sha256 = None
-        if stat.size_bytes <= min(_HASHED_FILE_BYTES, budget):
-            budget -= stat.size_bytes
-            sha256 = _sha256(files, stat.path)
-        listed.append(Artifact.of(stat.path.removeprefix(f"{ARTIFACTS}/"), stat, sha256))
-    return Artifacts(artifacts=listed, truncated=len(found) > _MOST_ARTIFACTS)
-
-
-def _sha256(files: Files, path: str) -> str | None:
-    try:
-        file = files.open(path)
-    except (NotFound, BadInput):
-        return None  # removed or exchanged while we looked
-    try:
-        hashed = hashlib.sha256()
-        at = 0
-        while at < file.stat.size_bytes and (piece := file.read(at, _READ_BYTES)):
-            hashed.update(piece)
-            at += len(piece)
-        return hashed.hexdigest()
-    finally:
-        file.close()

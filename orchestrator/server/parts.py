@@ -23,9 +23,11 @@ from orchestrator.harnesses import Catalogue
 from orchestrator.history import History
 from orchestrator.intents import Intents
 from orchestrator.reach import Reach
+from orchestrator.removing import Removing
 from orchestrator.server.auth import Permit
 from orchestrator.server.metrics import Metrics
 from orchestrator.server.viewers import Encodings
+from orchestrator.shelf import Shelf
 from orchestrator.snapshots import Snapshot, Snapshots
 from orchestrator.streams import Streams
 from orchestrator.tokens import Scope, Token, Tokens
@@ -84,6 +86,7 @@ class Parts:
         intents: Intents,
         snapshots: Snapshots,
         store: SnapshotStore | None = None,
+        shelf: Shelf | None = None,
         streams: Streams | None = None,
     ) -> None:
         self.executions = executions
@@ -96,6 +99,8 @@ class Parts:
         self.intents = intents
         self.snapshots = snapshots
         self.store = store
+        self.shelf = shelf
+        self.removing = Removing(executions, snapshots, store, shelf, host=settings.host)
         self.streams = streams
         self.metrics = Metrics()
         self.encodings = Encodings()

@@ -7,7 +7,7 @@ from typing import Annotated, Final
 
 from fastapi import APIRouter, Body, Header, Query, Request, Response
 
-from orchestrator.errors import Conflict
+from orchestrator.errors import Conflict, NotFound
 from orchestrator.execution import Execution
 from orchestrator.lifecycle import ExecutionState
 from orchestrator.server import cuts
@@ -115,7 +115,9 @@ async def remove(sid: str, parts: ThePart, caller: Writer) -> Response:
     """What was begun from it stays as it is. 409 while an execution that has not ended would begin from it. Files on
     another host go when its worker next sweeps."""
     found = await parts.find_snapshot(sid, caller)
-    await parts.snapshots.remove(found.id)
-    if parts.store is not None and found.host == parts.settings.host:
-        await parts.store.drop(found.id)
+    try:
+        of = await parts.executions.get(found.execution_id)
+    except NotFound:
+        of = None  # removed; others were still to begin from this one
+    await parts.removing.snapshot(found, why="asked", of=of)
     return Response(status_code=204)

@@ -8,6 +8,7 @@ from typing import Literal
 
 from pydantic import ConfigDict, Field
 
+from orchestrator.shelf import Kept
 from orchestrator.wire.shape import AnswerModel, Moment
 from orchestrator.workspace import FileStat, Unpacked
 
@@ -104,14 +105,27 @@ class Blob(AnswerModel):
 
 
 class Artifact(AnswerModel):
-    """A file left in /workspace/artifacts; `path` relative to it. `sha256` is null where the file is too large to be
-    read for a listing."""
+    """A file left in /workspace/artifacts; `path` relative to it, or to /workspace of one elsewhere that the harness
+    named. `sha256` is null where the file is too large to be read for a listing. `refused`: why it was not kept."""
 
     path: str
     path_b64: str | None = None
     size_bytes: int
     modified_at: Moment
     sha256: str | None = None
+    refused: str = ""
+
+    @classmethod
+    def kept(cls, one: Kept) -> Artifact:
+        shown, exact = _name(one.path)
+        return cls(
+            path=shown,
+            path_b64=exact,
+            size_bytes=one.size_bytes,
+            modified_at=one.modified_at,
+            sha256=one.sha256 or None,
+            refused=one.refused.encode(errors="replace").decode(),
+        )
 
     @classmethod
     def of(cls, path: str, stat: FileStat, sha256: str | None) -> Artifact:

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-import posixpath
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
 from orchestrator.errors import BadInput, CarrelError, Conflict
-from orchestrator.shelf import ARTIFACTS
+from orchestrator.shelf import ARTIFACTS, places
 from orchestrator.workspace import Files, FileStat, OpenFile
 from orchestrator.workspaces.durable import disk_errors
 
@@ -29,7 +28,7 @@ def found(files: Files, named: Sequence[str]) -> Iterator[tuple[str, str, FileSt
     below the folder but its folders. Raises nothing of what is wrong with one."""
     seen: set[str] = set()
     for said in named:
-        place, path = _places(said)
+        place, path = places(said)
         if place in seen:
             continue
         seen.add(place)
@@ -46,12 +45,6 @@ def found(files: Files, named: Sequence[str]) -> Iterator[tuple[str, str, FileSt
             place = stat.path.removeprefix(f"{ARTIFACTS}/")
             if stat.kind != "directory" and place not in seen:
                 yield place, stat.path, stat
-
-
-def _places(said: str) -> tuple[str, str]:
-    """A named path as an artifact's, and where it lies. `..` is resolved by its letters."""
-    path = posixpath.normpath(said.removeprefix("/workspace/") if said.startswith("/workspace/") else said)
-    return path.removeprefix(f"{ARTIFACTS}/"), path
 
 
 def _page(files: Files, after: str) -> Sequence[FileStat]:

@@ -84,6 +84,9 @@ async def test_what_begins_from_it_goes_its_own_way(snapshot_store: SnapshotStor
     await snapshot_store.remove("sbx_b")
     for _ in range(2):
         await snapshot_store.drop("snp_1")
+    assert (await snapshot_store.snapshot_disk("snp_2")).used_bytes > 0
+    with pytest.raises(NotFound):
+        await snapshot_store.snapshot_disk("snp_1")
     await begun(snapshot_store, "sbx_d", "snp_2")
     assert content(snapshot_store.files("sbx_d"), "x") == b"b"
     assert content(snapshot_store.files("sbx_c"), "x") == b"1"

@@ -43,6 +43,7 @@ from orchestrator.stores.redis import (
 from orchestrator.tokens import Scope, Token, digest_of, mint
 from orchestrator.workspaces.blobs import DirectoryBlobs
 from orchestrator.workspaces.directory import DirectoryStore
+from orchestrator.workspaces.shelf import DirectoryShelf
 from tests.contracts.redis_store import Store
 
 HOST = "h1"
@@ -191,6 +192,7 @@ async def running_api(
         intents=RedisIntents(server, keys),
         snapshots=RedisSnapshots(server, keys),
         store=workspaces,
+        shelf=DirectoryShelf(data_dir / "shelf"),
         settings=replace(settings, host=HOST),
         streams=streams,
     )
