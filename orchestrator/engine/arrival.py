@@ -69,11 +69,13 @@ class Placement:
 
 @dataclass(frozen=True, slots=True)
 class Arrived:
-    """A line. `frozen`: as the box was found. `started`: the harness was started, or asked to be just now."""
+    """A line. `frozen`: as the box was found. `started`: the harness was started, or asked to be just now; then with
+    `inbox_base`, which init's greeting, older than that, does not know of."""
 
     link: OwnerLink
     frozen: bool
     started: bool
+    inbox_base: int = 0
 
 
 class Arrival:
@@ -132,6 +134,7 @@ class Arrival:
                     self._check_ours(broken)
                     continue
                 crash_point("after_start")
+                return replace(arrived, started=True, inbox_base=placement.inbox_base)
             return replace(arrived, started=True)
 
     async def reach(self, after: int, *, unstarted_too: bool = False) -> Arrived:

@@ -292,7 +292,8 @@ class Attempt:
                 return False
             self._wishes.frozen = arrived.frozen
             self._watching.touched()
-            self._steering.greeted(arrived.link)
+            hello, base = arrived.link.hello, arrived.inbox_base
+            self._steering.greeted(max(hello.accepted_n, base), max(hello.delivered_n, base))
         return True
 
     async def _bury(self, gone: SandboxGone) -> None:

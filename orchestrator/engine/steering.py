@@ -37,10 +37,10 @@ class Steering:
         self._received = 0
         self._full_until = 0  # init's queue is full until this message has its receipt
 
-    def greeted(self, link: OwnerLink) -> None:
-        """A new line: init says how far it has come."""
-        self._sent = link.hello.accepted_n
-        self._received = link.hello.delivered_n
+    def greeted(self, accepted: int, received: int) -> None:
+        """A new line, and how far init has come: taken, and written to the harness."""
+        self._sent = accepted
+        self._received = received
         self._full_until = 0
 
     def received(self, n: int) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from orchestrator import events
+from orchestrator.engine.steering import WINDOW
 from orchestrator.errors import EngineUnavailable
 from orchestrator.events import Event
 from orchestrator.execution import (
@@ -85,6 +86,18 @@ async def test_sleep_and_wake(here: Stage) -> None:
     assert record.outcome is not None and record.outcome.kind is OutcomeKind.SUCCEEDED and record.attempt == 2
     assert stdout(await here.history(asked)) == b"up 1\ngot one as 1\nup 2\ngot two as 2\n"
     assert file(here, record, "starts") == b"attempt 1 resumed 0\nattempt 2 resumed 1\n"
+
+
+async def test_with_more_messages_behind_it_than_one_window(here: Stage) -> None:
+    """What an earlier attempt has read is not sent again, and takes no room of what is to be sent."""
+    here.work()
+    asked = await begin(here)
+    for n in range(1, WINDOW + 3):
+        await here.send(asked, f"m{n}", f"{n}")
+    await here.saw(asked, printed(f"got {WINDOW + 2} as"))
+    await sleep(here, asked)
+    await here.send(asked, "next", "next")
+    await here.saw(asked, printed(f"got next as {WINDOW + 3}"))
 
 
 async def test_of_a_paused_one(here: Stage) -> None:
