@@ -13,15 +13,15 @@ import logging
 import os
 import secrets
 import signal
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import uvloop
 
-from orchestrator import leftovers, logs
+from orchestrator import backup, leftovers, logs
 from orchestrator.catalogue import load_catalogue
 from orchestrator.clock import Clock, SystemClock
 from orchestrator.engine.parts import Parts, WorkerSettings
@@ -42,9 +42,11 @@ from orchestrator.stores.embedded import EmbeddedServer
 from orchestrator.stores.redis import (
     Keys,
     RedisCalls,
+    RedisDump,
     RedisExecutions,
     RedisHistory,
     RedisIntents,
+    RedisLoad,
     RedisSnapshots,
     RedisStreams,
     Server,
@@ -53,6 +55,7 @@ from orchestrator.stores.redis import (
 from orchestrator.stores.redis.tokens import RedisTokens
 from orchestrator.workspace import SnapshotStore
 from orchestrator.workspaces.blobs import DirectoryBlobs
+from orchestrator.workspaces.rooms import DiskRooms
 from orchestrator.workspaces.shelf import DirectoryShelf
 
 if TYPE_CHECKING:
@@ -78,20 +81,23 @@ class Installed:
     reach: LocalReach
     tokens: RedisTokens
     streams: RedisStreams
+    dump: RedisDump
+    load: RedisLoad
+    rooms: DiskRooms
     clock: Clock
 
 
 @asynccontextmanager
-async def installed(settings: Settings) -> AsyncIterator[Installed]:
-    """The ports, on the store the settings name or on one of our own. Raises BadInput for a store that cannot be used,
-    StoreUnavailable."""
+async def installed(settings: Settings, *, to_restore: bool = False) -> AsyncIterator[Installed]:
+    """The ports, on the store the settings name or on one of our own. Raises BadInput for a store that cannot be used
+    (a half restored one only `to_restore`), StoreUnavailable."""
     async with AsyncExitStack() as ending:
         settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         url = settings.redis_url or await _embedded(settings, ending)
         server = Server(url)
         ending.push_async_callback(server.aclose)
         keys = Keys(settings.installation)
-        await prepare(server, keys)
+        await prepare(server, keys, to_restore=to_restore)
         history = RedisHistory(server, keys)
         ending.push_async_callback(history.aclose)
         streams = RedisStreams(server, keys)
@@ -118,6 +124,9 @@ async def installed(settings: Settings) -> AsyncIterator[Installed]:
             reach=LocalReach(driver, workspaces, settings.host_name),
             tokens=RedisTokens(server, keys),
             streams=streams,
+            dump=RedisDump(server, keys),
+            load=RedisLoad(server, keys),
+            rooms=DiskRooms(workspaces, leftovers.folders(settings), settings.marks),
             clock=SystemClock(),
         )
 
@@ -137,6 +146,7 @@ def worker_of(parts: Installed, gateways: Gateways | None = None) -> Worker:
             shelf=parts.shelf,
             clock=parts.clock,
             gateways=gateways,
+            rooms=parts.rooms,
             settings=WorkerSettings(
                 worker=f"{settings.host_name}-{os.getpid()}-{secrets.token_hex(3)}",
                 host=settings.host_name,
@@ -201,6 +211,7 @@ def app_of(parts: Installed) -> FastAPI:
         snapshots=parts.snapshots,
         store=parts.workspaces,
         shelf=parts.shelf,
+        rooms=parts.rooms,
         streams=parts.streams,
         clock=parts.clock,
         settings=ServerSettings(
@@ -229,6 +240,37 @@ def run_api(settings: Settings) -> int:
 def run_serve(settings: Settings) -> int:
     """`carrel serve`: both in one process, until SIGTERM or SIGINT. The exit code."""
     return _main(settings, _run(settings, api=True, worker=True))
+
+
+async def back_up(settings: Settings, out: BinaryIO, *, files: bool, progress: Callable[[str], None]) -> backup.Taken:
+    """`carrel backup`: beside whatever runs. Raises as `backup.take`."""
+    async with installed(settings) as parts:
+        sources = backup.Sources(
+            dump=parts.dump,
+            store=parts.workspaces,
+            blobs=parts.blobs,
+            clock=parts.clock,
+            installation=settings.installation,
+            host=settings.host_name,
+        )
+        return await backup.take(sources, out, files=files, progress=progress)
+
+
+async def restore(
+    settings: Settings, file: BinaryIO, *, end_sandboxes: bool, progress: Callable[[str], None]
+) -> backup.Restored:
+    """`carrel restore`: alone. Raises as `backup.restore`."""
+    async with installed(settings, to_restore=True) as parts:
+        return await backup.restore(
+            file,
+            parts.load,
+            parts.workspaces,
+            parts.blobs,
+            parts.driver,
+            host=settings.host_name,
+            end_sandboxes=end_sandboxes,
+            progress=progress,
+        )
 
 
 async def _run(settings: Settings, *, api: bool, worker: bool) -> None:

@@ -51,6 +51,7 @@ def examine(settings: Settings) -> Iterator[Check]:
     if settings.driver == "docker":
         yield from engine(settings)
     yield from data_directory(settings)
+    yield from disks(settings)
     yield workspaces(settings)
     yield from store(settings)
     yield from models(settings)
@@ -195,6 +196,21 @@ def data_directory(settings: Settings) -> Iterator[Check]:
         yield Check("data", Verdict.WARN, seen, "make room: the store refuses writes on a full disk")
     else:
         yield Check("data", Verdict.OK, seen)
+
+
+def disks(settings: Settings) -> Iterator[Check]:
+    """Each place that fills, where it is below its mark: new work is refused there."""
+    try:
+        found = asyncio.run(leftovers.rooms(settings))
+    except (CarrelError, OSError) as failure:
+        yield Check("disks", Verdict.WARN, f"their room is not known: {failure}")
+        return
+    short = [str(room) for room in found if room.short]
+    for seen in short:
+        remedy = "make room: `carrel rm`, `carrel snapshot rm`, or a larger disk; or lower the mark"
+        yield Check("disks", Verdict.WARN, f"{seen}: submits, forks and snapshots are refused", remedy)
+    if not short:
+        yield Check("disks", Verdict.OK, "room for new work in " + ", ".join(room.place for room in found))
 
 
 # ---- workspaces ------------------------------------------------------------------------------------------------------

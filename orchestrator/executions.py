@@ -149,12 +149,15 @@ class Executions(Protocol):
         """Delete record, history, inbox and indexes of a FINISHED one. Idempotent. Raises Conflict when it has not
         ended."""
 
-    async def claim(self, owner: str, host: str, *, lease_s: float) -> Claim | Nothing:
+    async def claim(self, owner: str, host: str, *, lease_s: float, adopt_only: bool = False) -> Claim | Nothing:
         """Take the execution that has been due longest on `host` or on any: epoch+1, owner, lease. One step.
 
         The state stays: a QUEUED one becomes STARTING with the owner's first append (trigger CLAIMED, attempt, sandbox
         and host), so that STARTING always means that the record names this attempt's sandbox. Any other state is an
-        adoption: `execution.adopted` is written. A HIBERNATED one whose time has come is QUEUED first."""
+        adoption: `execution.adopted` is written. A HIBERNATED one whose time has come is QUEUED first.
+
+        `adopt_only`: only what has a sandbox on `host`, for a host that has no room; the queue stays as it is, though
+        what is to end without a sandbox ends."""
 
     async def renew(self, lease: Lease) -> None:
         """Extend the lease by its `lease_s` from now. Raises Fenced."""

@@ -6,14 +6,17 @@ Only asks; a store that is not up is not started, one that was never prepared is
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from orchestrator.clock import SystemClock
 from orchestrator.engine.sweep_plan import SweepPlan, sweep_plan
+from orchestrator.room import Place, Room
 from orchestrator.sandbox import Found
 from orchestrator.settings import Settings
 from orchestrator.stores.redis import Keys, RedisExecutions, Server
 from orchestrator.workspaces.choice import Choice, choose
+from orchestrator.workspaces.rooms import DiskRooms
 
 
 def chosen(settings: Settings) -> Choice:
@@ -26,6 +29,21 @@ def chosen(settings: Settings) -> Choice:
         size_bytes=settings.pool_size_bytes,
         allocate=settings.pool_allocate,
     )
+
+
+def folders(settings: Settings) -> Mapping[Place, Path]:
+    """The places on this host that are folders, besides the workspaces."""
+    found = {Place.DATA: settings.data_dir}
+    if not settings.redis_url:
+        found[Place.STORE] = settings.data_dir / "redis"
+    return found
+
+
+async def rooms(settings: Settings) -> Sequence[Room]:
+    """As they are now; nothing is made or mounted. Raises BadInput for a store of workspaces that cannot be had."""
+    here = chosen(settings)
+    there = here.kind == "directory" or here.pool is None or await asyncio.to_thread(here.root.is_mount)
+    return await DiskRooms(here.store() if there else None, folders(settings), settings.marks).measure()
 
 
 async def plan(settings: Settings, url: str) -> SweepPlan:

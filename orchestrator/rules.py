@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import cast
 
 from orchestrator.execution import GIB, MIB
+from orchestrator.room import Mark
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,25 @@ def size(least: int, most: int) -> Rule:
         return amount
 
     return Rule(f"bytes (512m, 2g), from {least} to {most}", parse)
+
+
+def mark() -> Rule:
+    """A Mark of room: bytes, a part of the whole, or both (the smaller counts); 0 = none."""
+
+    def parse(value: object) -> Mark:
+        if isinstance(value, Mark):
+            return value
+        amounts = str(value).split(",")
+        if isinstance(value, bool) or len(amounts) > 2:
+            raise ValueError
+        parts = [amount.strip() for amount in amounts]
+        percents = [float(part.removesuffix("%")) for part in parts if part.endswith("%")]
+        sizes = [cast(int, size(0, 1024 * 1024 * GIB).parse(part)) for part in parts if not part.endswith("%")]
+        if len(percents) > 1 or len(sizes) > 1 or not all(0 <= percent <= 90 for percent in percents):
+            raise ValueError
+        return Mark(*(sizes or [0]), *(percents or [0.0]))
+
+    return Rule("bytes (256m), a part of the disk up to 90%, or both (256m,5%: the smaller counts); 0 is none", parse)
 
 
 def listing(words: str) -> Rule:

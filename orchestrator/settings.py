@@ -20,12 +20,14 @@ from typing import Any, Final, cast
 from orchestrator.errors import BadInput
 from orchestrator.execution import GIB, KIB, MIB, Limits, Resources
 from orchestrator.models import ModelApi
+from orchestrator.room import Mark, Place
 from orchestrator.rules import (
     Rule,
     choice,
     directory,
     file_or_none,
     listing,
+    mark,
     number,
     ranges,
     seconds,
@@ -142,6 +144,22 @@ class Settings:
         switch(),
         False,
         "Take all of the pool's size from the disk at once, so that nothing else can fill the disk below it.",
+    )
+
+    # ---- disks that fill
+    workspaces_low: Mark = setting(
+        mark(),
+        Mark(256 * MIB, 5.0),
+        "Room for workspaces below which a host begins nothing new (docs/operate/disks.md): submits, forks and "
+        "snapshots are refused (507), what is queued waits. What runs goes on.",
+    )
+    data_low: Mark = setting(
+        mark(), Mark(256 * MIB, 5.0), "The same for the data directory: uploaded files, spools, logs."
+    )
+    store_low: Mark = setting(
+        mark(),
+        Mark(128 * MIB, 5.0),
+        "The same for the embedded store's directory. When that disk is full the store ends rather than acknowledge.",
     )
 
     # ---- the worker
@@ -277,6 +295,10 @@ class Settings:
     log_level: str = setting(choice("debug", "info", "warning", "error"), "info", "Least level that is written.")
 
     origin: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}), compare=False, repr=False)
+
+    @property
+    def marks(self) -> Mapping[Place, Mark]:
+        return {Place.WORKSPACES: self.workspaces_low, Place.DATA: self.data_low, Place.STORE: self.store_low}
 
     @property
     def default_resources(self) -> Resources:

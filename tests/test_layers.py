@@ -66,6 +66,7 @@ ROOMS = {
             "workspaces",
             "gateway",
             "server",
+            "backup",
         ),
         ("docker", "redis", "uvicorn", "uvloop", "fastapi"),
     ),
@@ -74,6 +75,7 @@ ROOMS = {
     "drivers": Room(("orchestrator.drivers",), ("nouns",), ("docker", "requests", "urllib3")),
     "reaches": Room(("orchestrator.reaches",), ("nouns",)),
     "stores": Room(("orchestrator.stores",), ("nouns", "wire"), ("redis",)),
+    "backup": Room(("orchestrator.backup",), ("nouns",), ("zstandard",)),
     "wire": Room(("orchestrator.wire",), ("nouns",), ("pydantic", "pydantic_core")),
     "workspaces": Room(("orchestrator.workspaces",), ("nouns",), ("zstandard",)),
     "gateway": Room(("orchestrator.gateway",), ("nouns",), ("httpx", "h11")),
@@ -90,8 +92,15 @@ ROOMS = {
     "cli": Room(("orchestrator.cli",), ("nouns", "client", "profile", "settings"), ("typer", "click", "rich")),
     # These start the parts themselves, or look at them.
     "cli that serves": Room(
-        ("orchestrator.cli.serve", "orchestrator.cli.api", "orchestrator.cli.worker", "orchestrator.cli.doctor"),
-        ("nouns", "client", "profile", "settings", "cli", "assembly", "diagnosis"),
+        (
+            "orchestrator.cli.serve",
+            "orchestrator.cli.api",
+            "orchestrator.cli.worker",
+            "orchestrator.cli.doctor",
+            "orchestrator.cli.backup",
+            "orchestrator.cli.restore",
+        ),
+        ("nouns", "client", "profile", "settings", "cli", "assembly", "diagnosis", "backup"),
         ("typer", "click", "rich"),
     ),
     "frames": Room(("sandbox_init.frames",), ("sandbox_init",)),

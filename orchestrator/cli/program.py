@@ -55,6 +55,8 @@ VERBS = {
     "serve": "Serve: API and worker in one process.",
     "api": "Serve the API only.",
     "worker": "Run a worker only.",
+    "backup": "Everything this installation knows, as one file, while it works.",
+    "restore": "A backup into an empty installation.",
     "image": "Make the image sandboxes run.",
     "doctor": "Say what is there, what is missing, how to get it.",
     "login": "Keep a server's address and token as a profile.",

@@ -41,6 +41,8 @@ def stats(
     for host in found.hosts:
         workers = f"{len(host.workers)} worker{'s' if len(host.workers) != 1 else ''}"
         console.line(f"host {console.printable(host.name)}: {workers}, seen {console.age(host.seen_at)} ago")
+        if short := host.facts.get("short"):
+            console.line(f"  no room, nothing new is begun: {console.printable(short)}")
     if store := found.store:
         free = f"{console.bytes_shown(store.free_bytes)} of {console.bytes_shown(store.total_bytes)} free"
         console.line(f"store {store.kind}: {free if store.total_bytes else 'its room is not known'}")

@@ -18,6 +18,7 @@ from typing import Final
 from ulid import ULID
 
 from orchestrator import events
+from orchestrator.engine import admission
 from orchestrator.engine.crash_point import crash_point
 from orchestrator.engine.parts import Parts
 from orchestrator.engine.scribe import Scribe
@@ -103,6 +104,7 @@ class Cutting:
         Fenced; LinkError, Resend and Unavailable where it is worth another try."""
         stood_still = self._wishes.frozen
         try:
+            await admission.check(self._parts.rooms)
             async with self._bounded(stood_still):
                 cut = await self._stand_still(link)
                 snapshot = await self._keep(want, cut)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from orchestrator.engine import lease_keeper
+from orchestrator.engine.admission import Admission
 from orchestrator.engine.attempt import Attempt
 from orchestrator.engine.crash_point import crash_point
 from orchestrator.engine.parts import Parts
@@ -25,13 +26,15 @@ logger = logging.getLogger(__name__)
 _SHORTEST_WAIT_S: Final = 0.05
 _AWAY_FIRST_S: Final = 0.05
 _AWAY_LAST_S: Final = 2.0
+_ROOM_S: Final = 1.0  # how often a host that is short of room looks whether there is some
 
 
 class Dispatcher:
     """`run` until drained or cancelled."""
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: Parts, admission: Admission) -> None:
         self._parts = parts
+        self._admission = admission
         self._attempts: dict[str, Attempt] = {}
         self._runs: set[asyncio.Task[None]] = set()
         self._freed = asyncio.Event()
@@ -71,16 +74,21 @@ class Dispatcher:
             while len(self._runs) >= settings.concurrency:
                 self._freed.clear()
                 await self._freed.wait()
+            short = bool(await self._admission.look())
             asked_at = self._parts.clock.monotonic()
             try:
-                claim = await self._parts.executions.claim(settings.worker, settings.host, lease_s=settings.lease_s)
+                claim = await self._parts.executions.claim(
+                    settings.worker, settings.host, lease_s=settings.lease_s, adopt_only=short
+                )
                 if isinstance(claim, Claim):
                     crash_point("after_claim")
                     self._start(claim, asked_at)
                 else:
                     longest_s = min(settings.lease_s / 4, settings.claim_interval_s)
                     timeout_s = max(min(claim.wait_s, longest_s), _SHORTEST_WAIT_S)
-                    rung = await self._parts.executions.wait(settings.worker, shared=True, timeout_s=timeout_s)
+                    if short:  # a token of the shared bell is for somebody who has room
+                        timeout_s = min(timeout_s, _ROOM_S)
+                    rung = await self._parts.executions.wait(settings.worker, shared=not short, timeout_s=timeout_s)
                     self._poke(rung)
                 away_s = _AWAY_FIRST_S
             except StoreUnavailable as away:

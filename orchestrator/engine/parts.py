@@ -12,6 +12,7 @@ from orchestrator.gateways import Gateways
 from orchestrator.history import History
 from orchestrator.intents import Intents
 from orchestrator.removing import Removing
+from orchestrator.room import Rooms
 from orchestrator.sandbox import SandboxDriver
 from orchestrator.shelf import Shelf
 from orchestrator.snapshots import Snapshots
@@ -44,7 +45,8 @@ class WorkerSettings:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """The ports an actor acts on. `gateways` None: sandboxes have no way out. `hashing`: so many executions at once
+    """The ports an actor acts on. `gateways` None: sandboxes have no way out. `rooms` None: disks are as large as one
+    likes. `hashing`: so many executions at once
     have their artifacts or snapshots read, so that a few with gigabytes do not take every thread."""
 
     executions: Executions
@@ -58,6 +60,7 @@ class Parts:
     clock: Clock
     settings: WorkerSettings
     gateways: Gateways | None = None
+    rooms: Rooms | None = None
     hashing: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(2))
 
     @property

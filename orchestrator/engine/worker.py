@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from typing import Final
 
+from orchestrator import room
+from orchestrator.engine.admission import Admission
 from orchestrator.engine.dispatcher import Dispatcher
 from orchestrator.engine.parts import Parts
 from orchestrator.engine.sweeper import Sweeper
@@ -13,13 +16,16 @@ from orchestrator.errors import StoreUnavailable
 
 logger = logging.getLogger(__name__)
 
+_LOOK_S: Final = 1.0  # at the disks: they fill while every place is taken and nothing is claimed
+
 
 class Worker:
     """`run` until `drain` has been called and everything is handed over, or until cancelled."""
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
-        self._dispatcher = Dispatcher(parts)
+        self._admission = Admission(parts.rooms)
+        self._dispatcher = Dispatcher(parts, self._admission)
         self._sweeper = Sweeper(parts)
 
     @property
@@ -48,11 +54,18 @@ class Worker:
         logger.info("worker ends", extra={"worker": self._parts.settings.worker})
 
     async def _heartbeat(self) -> None:
-        settings = self._parts.settings
+        settings, clock, beat_s = self._parts.settings, self._parts.clock, self._parts.settings.host_lost_after_s / 6
         while True:
+            self._admission.changed.clear()
+            short = await self._admission.look()
             facts = {"pid": str(os.getpid()), "owned": str(self.owned), "concurrency": str(settings.concurrency)}
+            if short:
+                facts[room.FACT] = short
             try:
                 await self._parts.executions.heartbeat(settings.host, settings.worker, facts)
             except StoreUnavailable as away:
                 logger.warning("no heartbeat: the store does not answer", extra={"why": str(away)})
-            await asyncio.sleep(settings.host_lost_after_s / 6)
+            until = clock.monotonic() + beat_s
+            while not self._admission.changed.is_set() and (left_s := until - clock.monotonic()) > 0:
+                await asyncio.sleep(min(left_s, _LOOK_S))
+                await self._admission.look()

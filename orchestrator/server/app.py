@@ -15,6 +15,7 @@ from orchestrator.executions import Executions
 from orchestrator.history import History
 from orchestrator.intents import Intents
 from orchestrator.reach import Reach
+from orchestrator.room import Rooms
 from orchestrator.server import (
     artifacts,
     channel,
@@ -89,6 +90,7 @@ def create_app(
     settings: ServerSettings | None = None,
     clock: Clock | None = None,
     streams: Streams | None = None,
+    rooms: Rooms | None = None,
 ) -> FastAPI:
     """The app over these ports; `store` and `shelf` are those of this host, where it has them. It starts and closes
     none of them: whoever made them does. Must be made where its event loop runs. Without `streams`, /v1/stream answers
@@ -110,6 +112,7 @@ def create_app(
         store=store,
         shelf=shelf,
         streams=streams,
+        rooms=rooms,
     )
 
     @asynccontextmanager

@@ -45,7 +45,8 @@ async def submit(
     response: Response,
     idempotency_key: Annotated[str, Header(max_length=bounds.IDEMPOTENCY_KEY_CHARS)] = "",
 ) -> Record:
-    """Durable when answered: 201. The same `Idempotency-Key` with the same body: 200 and the same execution."""
+    """Durable when answered: 201. The same `Idempotency-Key` with the same body: 200 and the same execution. 507 with
+    Retry-After where there is no room for new work."""
     check_key(idempotency_key)
     spec = body.spec(
         tenant=caller.tenant,
@@ -56,6 +57,7 @@ async def submit(
     harness = parts.settings.catalogue.get(spec.harness)
     harness.check(spec)
     check_idle(harness, body.limits)
+    await parts.admission.admit()
     files = await _files(parts, body.files)
     # Of the body, not of the spec: the installation's defaults may change between two sends of one key.
     digest = hashlib.sha256(json.dumps(body.model_dump(), sort_keys=True).encode()).hexdigest()
@@ -184,7 +186,10 @@ async def record(
             enough=lambda page: page.closed or (until == "changed" and page.tail > since),
         )
         execution = await parts.executions.get(execution.id)
-    return Record.of(execution, await _disk(parts, execution) if disk else None)
+    record = Record.of(execution, await _disk(parts, execution) if disk else None)
+    if execution.state is ExecutionState.QUEUED:
+        return record.model_copy(update={"waits_for": await parts.admission.waits(execution.host)})
+    return record
 
 
 async def _disk(parts: Parts, execution: Execution) -> DiskUse | None:

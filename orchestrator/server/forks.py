@@ -48,6 +48,7 @@ async def fork(
     `Idempotency-Key`: the same forks."""
     check_key(idempotency_key)
     execution = await parts.find(id, caller)
+    await parts.admission.admit()
     request.scope["carrel.held"] = True
     if body.snapshot:
         snapshot = await _of_its_family(parts, execution, body.snapshot, caller)
@@ -61,6 +62,7 @@ async def fork(
     if body.task is not None and not says:
         spec = replace(spec, task=body.task)
         harness.check(spec)
+    await parts.admission.admit(None if snapshot.archived else snapshot.host)
     digest = _digest(execution, body.model_dump_json())
     made: list[Record] = []
     created = False
@@ -102,6 +104,7 @@ async def rewind(
     check_key(idempotency_key)
     execution = await parts.find(id, caller)
     snapshot = await _of_its_family(parts, execution, body.snapshot, caller)
+    await parts.admission.admit(None if snapshot.archived else snapshot.host)  # before anything is ended
     if snapshot.execution_id != execution.id:
         await _ended(parts, snapshot)  # looked at first: what is rewound shall not be ended in vain
     request.scope["carrel.held"] = True

@@ -24,6 +24,8 @@ from orchestrator.history import History
 from orchestrator.intents import Intents
 from orchestrator.reach import Reach
 from orchestrator.removing import Removing
+from orchestrator.room import Rooms
+from orchestrator.server.admission import Admission
 from orchestrator.server.auth import Permit
 from orchestrator.server.metrics import Metrics
 from orchestrator.server.viewers import Encodings
@@ -88,6 +90,7 @@ class Parts:
         store: SnapshotStore | None = None,
         shelf: Shelf | None = None,
         streams: Streams | None = None,
+        rooms: Rooms | None = None,
     ) -> None:
         self.executions = executions
         self.history = history
@@ -102,6 +105,7 @@ class Parts:
         self.shelf = shelf
         self.removing = Removing(executions, snapshots, store, shelf, host=settings.host)
         self.streams = streams
+        self.admission = Admission(executions, clock, rooms)
         self.metrics = Metrics()
         self.encodings = Encodings()
         self.stopping = asyncio.Event()  # set when this process begins to end: streams say so and let go

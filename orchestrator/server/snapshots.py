@@ -48,6 +48,7 @@ async def take(
         found = await _named(parts, await cuts.newest(parts, execution), body)
         response.status_code = 200
         return SnapshotReceipt(id=found.id, snapshot=SnapshotAnswer.of(found))
+    await parts.admission.admit(execution.host)
     snapshot_id = await cuts.ask(
         parts, execution, why=Why.ASKED, name=body.name, labels=body.labels, key=idempotency_key
     )

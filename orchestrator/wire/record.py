@@ -226,6 +226,7 @@ class Record(AnswerModel):
     disk: DiskAnswer | None = Field(
         default=None, description="only where it was asked for, on the workspace's own host"
     )
+    waits_for: str = Field(default="", description='why it is not begun yet, where that is for want of room; "" = not')
     tail: int = 0
     generation: int = 1
     cursor: str = Field(description="the place in the history right after its last event, as `?after=` takes it")

@@ -19,9 +19,9 @@ class Unfenced(RedisExecutions):
 
     me: str | None = None
 
-    async def claim(self, owner: str, host: str, *, lease_s: float) -> Claim | Nothing:
+    async def claim(self, owner: str, host: str, *, lease_s: float, adopt_only: bool = False) -> Claim | Nothing:
         self.me = owner
-        found = await super().claim(owner, host, lease_s=lease_s)
+        found = await super().claim(owner, host, lease_s=lease_s, adopt_only=adopt_only)
         if isinstance(found, Nothing):
             return found
         return replace(found, lease=replace(found.lease, epoch=1), execution=replace(found.execution, epoch=1))

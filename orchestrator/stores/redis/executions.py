@@ -184,11 +184,12 @@ class RedisExecutions:
                 remedy="cancel it and wait for its end",
             )
 
-    async def claim(self, owner: str, host: str, *, lease_s: float) -> Claim | Nothing:
+    async def claim(self, owner: str, host: str, *, lease_s: float, adopt_only: bool = False) -> Claim | Nothing:
         _check_owner(owner)
         self._host_of[owner] = host
         answer = await self._server.run(
-            "claim", self._keys.prefix, owner, host, round(lease_s * 1000), secrets.token_hex(8)
+            *("claim", self._keys.prefix, owner, host, round(lease_s * 1000), secrets.token_hex(8)),
+            int(adopt_only),
         )
         match answer:
             case ["claimed", int(skew), int(now), bytes(name), list(flat)]:
