@@ -36,8 +36,7 @@ async def readyz(parts: ThePart, _caller: Reader, response: Response) -> Readine
         reasons.append("this process is stopping")
     if ready and not await _workers(parts):
         reasons.append("workers: none has been heard of for a minute; what is submitted waits")
-    if ready:
-        reasons += [f"disk: {why}" for why in await parts.admission.reasons()]
+    reasons += [f"disk: {why}" for why in await parts.admission.reasons()]
     if not ready:
         response.status_code = 503
     return Readiness(ready=ready, reasons=reasons, promises=Promises(durability=not wrong.get("durability")))
