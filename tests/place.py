@@ -72,6 +72,7 @@ class Place:
     program: tuple[str, ...] = (sys.executable, "-m", "orchestrator")
     code: Path = ROOT  # as the program sees it
     environment: Mapping[str, str] = field(default_factory=dict)  # besides this process's own
+    verb: str = "serve"
 
     @property
     def url(self) -> str:
@@ -104,7 +105,7 @@ class Place:
                 free.bind(("127.0.0.1", 0))
                 self.port = free.getsockname()[1]
             (self.folder / "name").write_text(f"t{uuid.uuid4().hex[:10]}")
-        command = [*self.program, "serve", "--port", str(self.port)]
+        command = [*self.program, self.verb, "--port", str(self.port)]
         for one in (f"installation={(self.folder / 'name').read_text()}", "log_level=warning", *self.settings):
             command += ["--set", one]
         with (self.folder / "server.log").open("ab") as log:

@@ -73,8 +73,8 @@ def _show(answer: PruneAnswer, *, as_json: bool) -> None:
         console.json_line(answer.model_dump_json(exclude={"next"}))
         return
     _table(answer, console.line)
-    would = "would be freed" if answer.dry_run else "freed"
-    console.line(f"{console.bytes_shown(answer.freed_bytes)} {would}")
+    size = console.bytes_shown(answer.freed_bytes) if answer.freed_bytes >= 1024 else f"{answer.freed_bytes} bytes"
+    console.line(f"{size} would be freed" if answer.dry_run else f"{size} freed")
 
 
 def _table(answer: PruneAnswer, say: Callable[[str], None]) -> None:

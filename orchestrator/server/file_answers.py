@@ -60,7 +60,7 @@ async def files_of(parts: Parts, id: str, caller: Token) -> Files:
 
 async def seen_files(parts: Parts, execution: Execution, caller: Token, snapshot: str = "") -> Files:
     """To look at: those of a snapshot of the caller's, where one is named; else as they are now; and where the
-    workspace is gone, as the newest snapshot has them."""
+    workspace is gone, as the newest snapshot has them; of a fork that has not begun, as what it begins from."""
     if snapshot and snapshot != NOW:
         return await parts.reach.snapshot_files(await parts.find_snapshot(snapshot, caller))
     try:
@@ -69,9 +69,13 @@ async def seen_files(parts: Parts, execution: Execution, caller: Token, snapshot
         if snapshot == NOW:
             raise
         newest = await parts.snapshots.list(tenant=execution.spec.tenant, execution_id=execution.id, limit=1)
-        if not newest.snapshots:
+        if newest.snapshots:
+            return await parts.reach.snapshot_files(newest.snapshots[0])
+        if execution.snapshot_id is None:
             raise
-        return await parts.reach.snapshot_files(newest.snapshots[0])
+        return await parts.reach.snapshot_files(
+            await parts.snapshots.get(execution.snapshot_id, tenant=execution.spec.tenant)
+        )
 
 
 def path_of(request: Request, after: str) -> str:
