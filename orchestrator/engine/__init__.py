@@ -22,9 +22,11 @@ attempt         one execution from claim to end: the actor
   restoring     which snapshot the next attempt begins from
   disk          what a workspace takes, where its store cannot bound it
   closing       the ways an attempt is over, in the record first
-  ending        outcome (pure) and artifacts
+  ending        outcome, pure
+  leaving       artifacts onto the shelf
   scribe        the one pen: every append of one epoch
   recall        what only the history remembers
 sweeper         sets right what a crash left (snapshot_sweep: of snapshots); sweep_plan decides, pure
+  retention_sweep what has had its time
 environment     what the harness is given, pure
 """

@@ -30,12 +30,13 @@ pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]
 
 #: The others are for `make test-all`: each costs two starts of a worker and a lease.
 ALWAYS = {"after_place", "after_start", "after_relay_append", "after_exit_append", "after_finish_append"} | {
+    "after_artifacts",
     *("after_freeze", "before_snapshot_append", "after_hibernating"),
 }
 
 WORK = (
-    "echo start >> starts; exec 9<> <(:); trap 'echo int; exit 0' INT; echo up; read m; echo got $m; "
-    "while :; do read -t 0.05 -u 9; done"
+    "echo start >> starts; echo left > artifacts/a; exec 9<> <(:); trap 'echo int; exit 0' INT; "
+    "echo up; read m; echo got $m; while :; do read -t 0.05 -u 9; done"
 )
 STUBBORN = "echo start >> starts; exec 9<> <(:); trap 'echo term' TERM; echo up; while :; do read -t 0.05 -u 9; done"
 SLEEPER = "echo start >> starts; echo up $EXECUTION_ATTEMPT; read m; echo got $m; [ $EXECUTION_ATTEMPT = 2 ] || exit 75"
@@ -89,6 +90,9 @@ async def test_every_point_is_survived(point: str) -> None:
         assert [event.type for event in history].count(events.FINISHED) == 1
         assert record.sandbox_id is not None
         assert here.starts(record.sandbox_id) == attempts
+        if scene in ("work", "snapshot"):
+            listed = [e.data for e in history if e.type == events.ARTIFACT]
+            assert [(one["path"], one["size_bytes"]) for one in listed] == [("a", 5)]
         delivered = [(e.data["n"], e.attempt) for e in history if e.type == events.MESSAGE_DELIVERED]
         assert len(delivered) == len(set(delivered))
 
