@@ -22,6 +22,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import uvloop
 
 from orchestrator import backup, leftovers, logs
+from orchestrator.archive import Archive, HistoryArchive
+from orchestrator.archives.histories import ArchivedHistories
+from orchestrator.archives.place import archive_at
 from orchestrator.catalogue import load_catalogue
 from orchestrator.clock import Clock, SystemClock
 from orchestrator.engine.parts import Parts, WorkerSettings
@@ -85,6 +88,8 @@ class Installed:
     load: RedisLoad
     rooms: DiskRooms
     clock: Clock
+    archive: Archive | None
+    histories: HistoryArchive | None
 
 
 @asynccontextmanager
@@ -98,7 +103,9 @@ async def installed(settings: Settings, *, to_restore: bool = False) -> AsyncIte
         ending.push_async_callback(server.aclose)
         keys = Keys(settings.installation)
         await prepare(server, keys, to_restore=to_restore)
-        history = RedisHistory(server, keys)
+        archive = archive_of(settings)
+        histories = ArchivedHistories(archive) if archive is not None else None
+        history = RedisHistory(server, keys, archive=histories)
         ending.push_async_callback(history.aclose)
         streams = RedisStreams(server, keys)
         ending.push_async_callback(streams.aclose)
@@ -128,7 +135,16 @@ async def installed(settings: Settings, *, to_restore: bool = False) -> AsyncIte
             load=RedisLoad(server, keys),
             rooms=DiskRooms(workspaces, leftovers.folders(settings), settings.marks),
             clock=SystemClock(),
+            archive=archive,
+            histories=histories,
         )
+
+
+def archive_of(settings: Settings) -> Archive | None:
+    """Nothing is asked of it yet."""
+    if not settings.archive_url:
+        return None
+    return archive_at(settings.archive_url, settings.installation, endpoint=settings.archive_endpoint)
 
 
 def worker_of(parts: Installed, gateways: Gateways | None = None) -> Worker:
@@ -147,6 +163,8 @@ def worker_of(parts: Installed, gateways: Gateways | None = None) -> Worker:
             clock=parts.clock,
             gateways=gateways,
             rooms=parts.rooms,
+            archive=parts.archive,
+            histories=parts.histories,
             settings=WorkerSettings(
                 worker=f"{settings.host_name}-{os.getpid()}-{secrets.token_hex(3)}",
                 host=settings.host_name,
@@ -162,6 +180,7 @@ def worker_of(parts: Installed, gateways: Gateways | None = None) -> Worker:
                 retention_s=settings.retention_s,
                 workspace_retention_s=settings.workspace_retention_s,
                 spool_limit_bytes=settings.spool_limit_bytes,
+                history_archive_after_s=settings.history_archive_after_s,
             ),
         )
     )

@@ -23,6 +23,7 @@ from typing import Any, Final
 import docker
 
 from orchestrator import leftovers
+from orchestrator.archive_diagnosis import archive
 from orchestrator.checks import Check, Verdict
 from orchestrator.errors import BadInput, CarrelError
 from orchestrator.execution import GIB
@@ -53,6 +54,7 @@ def examine(settings: Settings) -> Iterator[Check]:
     yield from data_directory(settings)
     yield from disks(settings)
     yield workspaces(settings)
+    yield archive(settings)
     yield from store(settings)
     yield from models(settings)
     yield port(settings)
@@ -321,7 +323,7 @@ def hosts(ours: str, seen_ms: Mapping[str, int]) -> Iterator[Check]:
     others = sorted(host for host, seen in seen_ms.items() if host != ours and newest_ms - seen < HOST_SILENT_MS)
     if others:
         seen = f"{', '.join(others[:5])}, besides {ours}: files, exec and uploads reach only the api's own host"
-        remedy = "ask the api of an execution's host for these, until there is a shared archive"
+        remedy = "ask the api of an execution's host for these"
         yield Check("hosts", Verdict.WARN, seen, remedy)
 
 

@@ -18,10 +18,12 @@ CarrelError
  ├─ Resend              resend             the history lacks frames before the ones offered
  ├─ Unavailable         unavailable        a part does not answer; nothing is known to be wrong
  │   ├─ StoreUnavailable   store_unavailable
- │   └─ EngineUnavailable  engine_unavailable   the container engine; what it runs is *unknown*
+ │   ├─ EngineUnavailable  engine_unavailable   the container engine; what it runs is *unknown*
+ │   └─ ArchiveUnavailable archive_unavailable  where snapshots and histories are kept for all hosts
  ├─ ImageMissing        image_missing      the image is neither here nor to be had
  ├─ Infeasible          infeasible         the resources asked for cannot be given
  ├─ DiskFull            disk_full          no space left, where the data says
+ ├─ Damaged             damaged            what was kept is not what it was
  └─ LinkError           link               the byte stream to init
      ├─ LinkLost        link_lost          it broke; open it again
      └─ LinkRefused     link_refused       init refused: an older epoch, another protocol
@@ -159,6 +161,12 @@ class EngineUnavailable(Unavailable):
     code = "engine_unavailable"
 
 
+class ArchiveUnavailable(Unavailable):
+    """The archive does not answer, or lets nobody in: what is in it is unknown, not lost."""
+
+    code = "archive_unavailable"
+
+
 class ImageMissing(CarrelError):
     """The image is not on this host and cannot be had. `data`: image."""
 
@@ -175,6 +183,12 @@ class DiskFull(CarrelError):
     """No space left. `data`: where."""
 
     code = "disk_full"
+
+
+class Damaged(CarrelError):
+    """What was kept is not what it was. `data`: what."""
+
+    code = "damaged"
 
 
 class LinkError(CarrelError):

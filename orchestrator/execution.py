@@ -297,6 +297,7 @@ class Execution:
     output_mode: OutputMode = "auto"  # as init found it
     snapshot_id: str | None = None  # its newest
     frozen: bool = False  # RUNNING, and idle for so long that it stands still: whatever comes thaws it
+    history_archived: bool = False  # its events are in the archive, and not in the store
     egress: Egress = field(default_factory=Egress)  # as it is now
     budget: Budget = field(default_factory=Budget)  # as it is now
     spend: Spend = field(default_factory=Spend)

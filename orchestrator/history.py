@@ -155,6 +155,10 @@ class History(Protocol):
         that does not keep up holds nothing but its own cursor: pages are read when asked for.
         """
 
+    async def hand_over(self, execution_id: str) -> None:
+        """All of it is in the archive: its events go from here, and are read there by the same cursors. Idempotent.
+        Raises NotFound, Conflict (it has not ended)."""
+
     async def tail(self, execution_id: str) -> Page:
         """Where the history stands: a page without events. Raises NotFound."""
 

@@ -160,6 +160,27 @@ class Settings:
         mark(),
         Mark(128 * MIB, 5.0),
         "The same for the embedded store's directory. When that disk is full the store ends rather than acknowledge.",
+    # ---- the archive
+    archive_url: str = setting(
+        text("empty, file:///… or s3://bucket/prefix", r"|file:///.+|s3://[a-z0-9][a-z0-9.-]{1,62}(/.*)?"),
+        "",
+        "Where snapshots, and histories of what has ended, are kept for all hosts: a folder that all of them mount, or "
+        "a bucket, whose keys and region come from `AWS_*` (docs/operate/archive.md). The same on every api and worker "
+        "of an installation.",
+        shown="empty: none",
+    )
+    archive_endpoint: str = setting(
+        text("empty, or http(s)://", r"|https?://[^\s]+"),
+        "",
+        "The server of `s3://`, where it is not AWS.",
+        shown="empty: AWS",
+        also="AWS_ENDPOINT_URL_S3",
+    )
+    history_archive_after_s: float = setting(
+        seconds(0, 10 * 365 * 86_400),
+        86_400.0,
+        "How long after its end a history goes from the store into the archive, where it is read as before; 0: never. "
+        "Without `archive_url` it stays.",
     )
 
     # ---- the worker

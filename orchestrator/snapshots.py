@@ -105,8 +105,12 @@ class Snapshots(Protocol):
     async def measured(self, snapshot_id: str, *, digest: str, size_bytes: int, files: int) -> None:
         """What was computed afterwards. Raises NotFound."""
 
-    async def archived(self, snapshot_id: str) -> None:
-        """It is whole in the archive. Raises NotFound."""
+    async def archived(self, snapshot_id: str, archived: bool = True) -> None:
+        """It is whole in the archive, or is not any more. What only waits for its host to begin from it may begin
+        anywhere from here on. Raises NotFound."""
+
+    async def some(self, ids: Sequence[str]) -> Sequence[Snapshot]:
+        """Those of these that there are: for the sweeper."""
 
     async def remove(self, snapshot_id: str, *, why: str = "asked") -> None:
         """The record goes; descendants stay as they are. Idempotent. Where its execution goes on, the history says

@@ -41,8 +41,8 @@ ROOMS = {
     "settings": Room(("orchestrator.settings", "orchestrator.model_settings"), ("nouns",)),
     "scripted_provider": Room(("orchestrator.scripted_provider",), ("nouns", "scripted_model")),
     "diagnosis": Room(
-        ("orchestrator.diagnosis", "orchestrator.model_diagnosis"),
-        ("nouns", "settings", "stores", "leftovers"),
+        ("orchestrator.diagnosis", "orchestrator.model_diagnosis", "orchestrator.archive_diagnosis"),
+        ("nouns", "settings", "stores", "leftovers", "archives"),
         ("docker",),
     ),
     # As assembly, it knows concrete classes; but it only looks.
@@ -64,6 +64,7 @@ ROOMS = {
             "stores",
             "wire",
             "workspaces",
+            "archives",
             "gateway",
             "server",
             "backup",
@@ -78,6 +79,7 @@ ROOMS = {
     "backup": Room(("orchestrator.backup",), ("nouns",), ("zstandard",)),
     "wire": Room(("orchestrator.wire",), ("nouns",), ("pydantic", "pydantic_core")),
     "workspaces": Room(("orchestrator.workspaces",), ("nouns",), ("zstandard",)),
+    "archives": Room(("orchestrator.archives",), ("nouns",), ("obstore", "zstandard")),
     "gateway": Room(("orchestrator.gateway",), ("nouns",), ("httpx", "h11")),
     "server": Room(
         # link: exec speaks to init as a viewer (channel.md, "Live bytes"). pydantic stays in wire.

@@ -48,6 +48,11 @@ CRASH_POINTS: Final = (
     "after_hibernating",
     "before_cut_append",
     "after_cut_append",
+    "after_archive_layer",
+    "after_archive_manifest",
+    "after_archived",
+    "after_history_archived",
+    "after_fetch",
 )
 
 _chosen: Final = os.environ.get("CARREL_CRASH_AT", "")

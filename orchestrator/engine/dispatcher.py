@@ -15,7 +15,7 @@ from orchestrator.engine.admission import Admission
 from orchestrator.engine.attempt import Attempt
 from orchestrator.engine.crash_point import crash_point
 from orchestrator.engine.parts import Parts
-from orchestrator.errors import Fenced, StoreUnavailable
+from orchestrator.errors import Fenced, StoreUnavailable, Unavailable
 from orchestrator.execution import Execution
 from orchestrator.executions import Claim
 from orchestrator.history import Lease
@@ -134,6 +134,8 @@ class Dispatcher:
             logger.info("no longer ours", extra={"why": str(fenced)})
         except StoreUnavailable as away:
             logger.warning("could not be handed over; its lease runs out", extra={"why": str(away)})
+        except Unavailable as away:
+            logger.warning("it cannot begin now; its lease runs out", extra={"why": str(away)})
         except Exception:
             logger.exception("failed; its lease runs out")
 

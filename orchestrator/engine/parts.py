@@ -6,6 +6,7 @@ import asyncio
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from orchestrator.archive import Archive, HistoryArchive
 from orchestrator.clock import Clock
 from orchestrator.executions import Executions
 from orchestrator.gateways import Gateways
@@ -40,14 +41,17 @@ class WorkerSettings:
     cut_limit_s: float = 120.0  # so long the work stands still for a snapshot; then there is none, and it goes on
     look_s: float = 30.0  # how often a quiet execution is looked at, in case a bell or a hint was lost
     spool_limit_bytes: int = 64 << 20
+    history_archive_after_s: float = 0.0  # 0: histories stay in the store
+    archive_tidy_s: float = 300.0  # how often all that lies in the archive is listed
+    fetched_keep_s: float = 3600.0  # so long a snapshot of another host stays here, to be forked or built on again
     task_file: Path = Path("/run/task")
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
     """The ports an actor acts on. `gateways` None: sandboxes have no way out. `rooms` None: disks are as large as one
-    likes. `hashing`: so many executions at once
-    have their artifacts or snapshots read, so that a few with gigabytes do not take every thread."""
+    likes. `archive`, `histories` None: there is none. `hashing`: so many executions at once have their artifacts or
+    snapshots read, so that a few with gigabytes do not take every thread."""
 
     executions: Executions
     history: History
@@ -61,6 +65,8 @@ class Parts:
     settings: WorkerSettings
     gateways: Gateways | None = None
     rooms: Rooms | None = None
+    archive: Archive | None = None
+    histories: HistoryArchive | None = None
     hashing: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(2))
 
     @property

@@ -6,6 +6,7 @@ Several workers of a host may do the same twice. Decides nothing (`sweep_plan`);
 from __future__ import annotations
 
 import logging
+from datetime import timedelta
 from typing import Final
 
 from orchestrator.engine.parts import Parts
@@ -26,7 +27,12 @@ async def sweep_snapshots(parts: Parts, *, trusted: bool) -> None:
     grace_s = parts.settings.orphan_grace_s + parts.settings.cut_limit_s
     plan = snapshot_plan(there, records, now=parts.clock.now(), orphan_grace_s=grace_s)
     if trusted:
+        elsewhere = {one.id for one in await parts.snapshots.some(plan.orphans)}  # copies, fetched to begin from
+        fresh = parts.clock.now() - timedelta(seconds=parts.settings.fetched_keep_s)
+        young = {snapshot_id for snapshot_id, made_at in there if made_at > fresh}
         for snapshot_id in plan.orphans:
+            if snapshot_id in elsewhere and snapshot_id in young:
+                continue
             logger.warning("removing a snapshot no record names", extra={"snapshot": snapshot_id})
             try:
                 await parts.workspaces.drop(snapshot_id)

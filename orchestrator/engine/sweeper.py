@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
 from typing import Final
 
+from orchestrator.engine.archive_sweep import ArchiveSweep
 from orchestrator.engine.parts import Parts
 from orchestrator.engine.retention_sweep import sweep_by_policy, sweep_shelf
 from orchestrator.engine.snapshot_sweep import sweep_snapshots
@@ -35,7 +36,8 @@ class Sweeper:
         self._parts = parts
         self._count = 0
         self._trusted = False  # the store knows at least one execution
-        self._reading: asyncio.Task[None] | None = None
+        self._beside: dict[str, asyncio.Task[None]] = {}
+        self._archive = ArchiveSweep(parts)
 
     async def run(self) -> None:
         interval_s = self._parts.settings.sweep_interval_s
@@ -49,9 +51,9 @@ class Sweeper:
                     logger.exception("a sweep failed")
                 await asyncio.sleep(interval_s * random.uniform(0.75, 1.25))
         finally:
-            if self._reading is not None:
-                self._reading.cancel()
-                await asyncio.gather(self._reading, return_exceptions=True)
+            for task in self._beside.values():
+                task.cancel()
+            await asyncio.gather(*self._beside.values(), return_exceptions=True)
 
     async def sweep(self) -> None:
         """Once, now. Raises Unavailable: nothing more was done then."""
@@ -66,7 +68,8 @@ class Sweeper:
         self._count += 1
         if full:
             await self._sweep_all(found, slots)
-            self._read_snapshots()
+            self._begin("snapshots", self._sweep_snapshots)
+            self._begin("archive", self._sweep_archive)
             return
         for box in found:  # only what no record names is worth reading all of them
             if await self._parts.executions.owner_of_sandbox(box.sandbox_id) is None:
@@ -112,23 +115,33 @@ class Sweeper:
         await self._parts.driver.remove(slot)  # nothing may run in what is taken away
         await self._parts.workspaces.remove(slot)
 
-    def _read_snapshots(self) -> None:
-        """Beside the sweeps: reading gigabytes shall not keep the next one from coming."""
-        if self._reading is None or self._reading.done():
-            self._reading = asyncio.create_task(self._sweep_snapshots(), name="snapshot-sweep")
+    @property
+    def archive_failure(self) -> str:
+        """Why the archive took the last thing not, "" = it did."""
+        return self._archive.failure
+
+    def _begin(self, name: str, sweep: Callable[[], Awaitable[None]]) -> None:
+        """Beside the sweeps: reading and sending gigabytes shall not keep the next one from coming."""
+        if name not in self._beside or self._beside[name].done():
+            self._beside[name] = asyncio.create_task(self._to_its_end(name, sweep), name=f"{name}-sweep")
+
+    async def _to_its_end(self, name: str, sweep: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await sweep()
+        except Unavailable as away:
+            logger.warning("not swept: a part does not answer", extra={"what": name, "why": str(away)})
+        except Exception:
+            logger.exception("a sweep failed", extra={"what": name})
 
     async def _sweep_snapshots(self) -> None:
-        try:
-            await sweep_snapshots(self._parts, trusted=self._trusted)
-        except Unavailable as away:
-            logger.warning("no sweep of snapshots: a part does not answer", extra={"why": str(away)})
-        except Exception:
-            logger.exception("a sweep of snapshots failed")
+        await sweep_snapshots(self._parts, trusted=self._trusted)
+
+    async def _sweep_archive(self) -> None:
+        await self._archive.sweep(trusted=self._trusted)
 
     async def settled(self) -> None:
         """What the last sweep began beside it is done."""
-        if self._reading is not None:
-            await self._reading
+        await asyncio.gather(*self._beside.values())
 
     async def _evict_silent_hosts(self) -> None:
         settings = self._parts.settings

@@ -33,6 +33,11 @@ class Worker:
         """How many executions are run here now."""
         return self._dispatcher.owned
 
+    @property
+    def archive_failure(self) -> str:
+        """Why the archive took the last thing not, "" = it did, or there is none."""
+        return self._sweeper.archive_failure
+
     def drain(self) -> None:
         """SIGTERM: claim nothing more, finish what is being written, hand over the leases. Sandboxes live on."""
         logger.info("draining", extra={"owned": self.owned})
@@ -61,6 +66,8 @@ class Worker:
             facts = {"pid": str(os.getpid()), "owned": str(self.owned), "concurrency": str(settings.concurrency)}
             if short:
                 facts[room.FACT] = short
+            if self.archive_failure:
+                facts["archive"] = self.archive_failure
             try:
                 await self._parts.executions.heartbeat(settings.host, settings.worker, facts)
             except StoreUnavailable as away:

@@ -65,7 +65,7 @@ class LocalReach:
                 raise Unavailable(
                     f"{snapshot.id} is on host {snapshot.host}, this is {self._host}",
                     host=snapshot.host,
-                    remedy="ask an api on that host, or fork it: that fetches it from the archive",
+                    remedy="ask an api on that host, or fork it: one that is archived is fetched",
                     retry_after_s=5,
                 ) from error
             raise Conflict(
@@ -77,7 +77,7 @@ class LocalReach:
             raise Unavailable(
                 f"{execution.id} is on host {execution.host}, this is {self._host}",
                 host=execution.host,
-                remedy="ask an api on that host: until there is a shared archive, an api reaches its own host's only",
+                remedy="ask an api on that host: an api reaches its own host's only",
                 retry_after_s=5,
             )
 

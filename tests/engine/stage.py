@@ -16,6 +16,8 @@ from typing import Any
 from ulid import ULID
 
 from orchestrator import events
+from orchestrator.archive import Archive
+from orchestrator.archives.histories import ArchivedHistories
 from orchestrator.clock import SystemClock
 from orchestrator.drivers.scripted import Script, ScriptedDriver
 from orchestrator.engine.parts import Parts, WorkerSettings
@@ -138,6 +140,16 @@ class Stage:
         self.workers.append((worker, asyncio.create_task(worker.run(), name=name)))
         return worker
 
+    def elsewhere(self, folder: Path, **other: Any) -> tuple[Worker, Parts]:
+        """A worker of another host, whose workspaces and boxes lie below `folder`; and what it acts on."""
+        name = f"w{len(self.workers) + 1}"
+        driver = ScriptedDriver(folder / "boxes", folder / "slots", INIT, script=self.script)
+        settings = replace(self.parts.settings, worker=name, host="elsewhere", **other)
+        parts = replace(self.parts, driver=driver, workspaces=DirectoryStore(folder / "slots"), settings=settings)
+        worker = Worker(parts)
+        self.workers.append((worker, asyncio.create_task(worker.run(), name=name)))
+        return worker, parts
+
     async def stop(self, worker: Worker) -> None:
         """Drop it as a crash would: nothing is handed over."""
         for one, task in self.workers:
@@ -219,6 +231,7 @@ async def stage(
     *,
     driver: SandboxDriver | None = None,
     workspaces: SnapshotStore | None = None,
+    archive: Archive | None = None,
     **settings: Any,
 ) -> AsyncIterator[Stage]:
     """Everything but workers, on `driver` or on boxes. At the end nothing of it is left."""
@@ -226,9 +239,10 @@ async def stage(
     keys = Keys(installation)
     await prepare(server, keys)
     script = Script()
-    history = RedisHistory(server, keys)
     workspaces = workspaces or DirectoryStore(folder / "slots")
     slots = workspaces.slot("sbx_any").path.parent
+    histories = ArchivedHistories(archive) if archive is not None else None
+    history = RedisHistory(server, keys, archive=histories)
     driver = driver or ScriptedDriver(folder / "boxes", slots, INIT, script=script)
     given: dict[str, Any] = {
         "image": "any",
@@ -251,6 +265,8 @@ async def stage(
         clock=SystemClock(),
         settings=WorkerSettings(worker="w0", host="here", **given),
         gateways=gateways,
+        archive=archive,
+        histories=histories,
     )
     here = Stage(parts, script, gateways, RedisCalls(server, keys))
     try:

@@ -20,6 +20,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from orchestrator.archives.histories import ArchivedHistories
+from orchestrator.archives.place import archive_at
 from orchestrator.drivers.docker import DockerDriver
 from orchestrator.drivers.docker_options import Installation
 from orchestrator.drivers.engine_calls import EngineCalls
@@ -173,7 +175,9 @@ async def ground(**environment: str) -> AsyncIterator[Ground]:
     installation = f"t{uuid.uuid4().hex[:10]}"
     keys = Keys(installation)
     await prepare(server, keys)
-    history = RedisHistory(server, keys)
+    # Where an archive is, if the test says that there is one.
+    histories = ArchivedHistories(archive_at(f"file://{folder}/archive", installation))
+    history = RedisHistory(server, keys, archive=histories)
     made = Ground(
         folder=folder,
         embedded=embedded,

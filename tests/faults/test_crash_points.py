@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 
 import pytest
@@ -23,6 +24,7 @@ from orchestrator.execution import (
 )
 from orchestrator.harnesses import Harness
 from orchestrator.lifecycle import ExecutionState
+from orchestrator.stores.redis import Keys, RedisSnapshots
 from tests.faults.ground import Ground, ground
 from tests.faults.judge import told
 
@@ -40,7 +42,8 @@ WORK = (
 )
 STUBBORN = "echo start >> starts; exec 9<> <(:); trap 'echo term' TERM; echo up; while :; do read -t 0.05 -u 9; done"
 SLEEPER = "echo start >> starts; echo up $EXECUTION_ATTEMPT; read m; echo got $m; [ $EXECUTION_ATTEMPT = 2 ] || exit 75"
-DREAMER = "echo start >> starts; echo up $EXECUTION_ATTEMPT; while read m; do echo got $m; [ $m != end ] || exit; done"
+DREAMER = "echo start >> starts; echo up $EXECUTION_ATTEMPT; while read m; do echo got $m; [ $m != end ] || exit 0; done"
+ARCHIVED = {"archive", "history", "fetch"}
 PHOENIX = "echo start >> starts; echo up $EXECUTION_ATTEMPT; read m; echo got $m"
 
 SCENES = {
@@ -55,6 +58,9 @@ SCENES = {
         "snapshot",
     ),
     "after_hibernating": "dream",
+    **dict.fromkeys(("after_archive_layer", "after_archive_manifest", "after_archived"), "archive"),
+    "after_history_archived": "history",
+    "after_fetch": "fetch",
 }
 SCRIPTS = {
     "work": WORK,
@@ -63,6 +69,9 @@ SCRIPTS = {
     "loss": PHOENIX,
     "snapshot": WORK,
     "dream": DREAMER,
+    "archive": WORK,
+    "history": WORK,
+    "fetch": DREAMER,
 }
 
 
@@ -72,13 +81,19 @@ SCRIPTS = {
 async def test_every_point_is_survived(point: str) -> None:
     async with ground() as here:
         scene = SCENES.get(point, "work")
-        doomed = await here.worker(CARREL_CRASH_AT=point, CARREL_LEASE_S="1")
+        (here.folder / "archive").mkdir()
+        archived = {"CARREL_ARCHIVE_URL": f"file://{here.folder}/archive"} if scene in ARCHIVED else {}
+        if scene == "history":
+            archived["CARREL_HISTORY_ARCHIVE_AFTER_S"] = "1"
+        given = {"CARREL_LEASE_S": "1", "CARREL_SWEEP_INTERVAL_S": "1", **archived}
+        doomed = await here.worker(CARREL_CRASH_AT=point, **given)
         execution = await submit(here, SCRIPTS[scene])
         acts = {"work": work, "cancel": cancel, "sleep": sleep, "loss": lose, "snapshot": snapshot, "dream": dream}
+        acts |= {"archive": archive, "history": history_archived, "fetch": fetch}
         acting = asyncio.create_task(acts[scene](here, execution))
         assert doomed.child is not None
         assert await doomed.child.wait() == 137, f"it did not come to {point}\n{here.last_logs()}"
-        await here.worker(CARREL_LEASE_S="1")
+        await here.worker(**given)
         printed, kind, attempts = await acting
 
         history = await told(here, execution)
@@ -175,6 +190,47 @@ async def dream(here: Ground, execution: Execution) -> Ending:
     await here.executions.want(execution.id, HibernateWant("h"))
     while (await here.executions.get(execution.id)).state is not ExecutionState.HIBERNATED:
         await asyncio.sleep(0.02)
+    await here.history.send(execution.id, "n", b"end")
+    await end(here, execution)
+    return b"up 1\ngot one\nup 2\ngot end\n", OutcomeKind.SUCCEEDED, 2
+
+
+async def archive(here: Ground, execution: Execution) -> Ending:
+    """A snapshot of it gets into the archive, whole, by whichever worker."""
+    await saw(here, execution, b"up")
+    want = SnapshotWant("snp_01aaaaaaaaaaaaaaaaaaaaaaaa")
+    await here.executions.want(execution.id, want)
+    await whole_in_archive(here, want.id)
+    return await work(here, execution)
+
+
+async def whole_in_archive(here: Ground, snapshot_id: str) -> None:
+    snapshots = RedisSnapshots(here.server, Keys(here.installation))
+    while not any(one.archived for one in await snapshots.some([snapshot_id])):
+        await asyncio.sleep(0.05)
+    (manifest,) = (here.folder / "archive").rglob(f"{snapshot_id}/*.json")
+    assert (manifest.parents[2] / json.loads(manifest.read_text())["layer"]).is_file()
+
+
+async def history_archived(here: Ground, execution: Execution) -> Ending:
+    """Ends, and its history goes into the archive, where all of it is read."""
+    ending = await work(here, execution)
+    while not (await here.executions.get(execution.id)).history_archived:
+        await asyncio.sleep(0.05)
+    return ending
+
+
+async def fetch(here: Ground, execution: Execution) -> Ending:
+    """Is put to sleep, loses its files on this host, and is fetched."""
+    await here.history.send(execution.id, "m", b"one")
+    await saw(here, execution, b"got one")
+    await here.executions.want(execution.id, HibernateWant("h"))
+    while (record := await here.executions.get(execution.id)).state is not ExecutionState.HIBERNATED:
+        await asyncio.sleep(0.02)
+    assert record.snapshot_id is not None and record.sandbox_id is not None
+    await whole_in_archive(here, record.snapshot_id)
+    await here.workspaces.drop(record.snapshot_id)
+    await here.workspaces.remove(record.sandbox_id)
     await here.history.send(execution.id, "n", b"end")
     await end(here, execution)
     return b"up 1\ngot one\nup 2\ngot end\n", OutcomeKind.SUCCEEDED, 2

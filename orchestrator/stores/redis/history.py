@@ -11,8 +11,20 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import asdict
 from typing import Any, Final
 
+from orchestrator.archive import HistoryArchive
 from orchestrator.clock import from_ms
-from orchestrator.errors import BadInput, Closed, Conflict, Fenced, Gone, KeyReused, NotFound, Resend, TooMany
+from orchestrator.errors import (
+    ArchiveUnavailable,
+    BadInput,
+    Closed,
+    Conflict,
+    Fenced,
+    Gone,
+    KeyReused,
+    NotFound,
+    Resend,
+    TooMany,
+)
 from orchestrator.events import Cursor, Entry, Event
 from orchestrator.history import Appended, Change, Lease, Message, Page, Sent, Spooled
 from orchestrator.lifecycle import ExecutionState, IllegalTransition
@@ -31,12 +43,15 @@ _FIRST_COUNT: Final = 128
 
 class RedisHistory:
     """See the port. `fenced=False` takes every write as it comes, of any epoch, any number of times: for the test that
-    shows what the fence is for, and for nothing else."""
+    shows what the fence is for, and for nothing else. `archive`: where histories that were handed over are read."""
 
-    def __init__(self, server: Server, keys: Keys, *, fenced: bool = True) -> None:
+    def __init__(
+        self, server: Server, keys: Keys, *, fenced: bool = True, archive: HistoryArchive | None = None
+    ) -> None:
         self._server = server
         self._keys = keys
         self._fenced = int(fenced)
+        self._archive = archive
         self._hub = Hub(server, keys, self.read)
 
     async def aclose(self) -> None:
@@ -115,6 +130,8 @@ class RedisHistory:
             raise await self._elsewhere(execution_id, after)
         if after.seq > tail:
             raise await self._gone(execution_id, f"{after} is not a place in this history")
+        if told[3] == b"1":
+            return await self._archived(execution_id, Cursor(generation, after.seq), limit, max_bytes)
         events: list[Event] = []
         taken = 0
         while True:
@@ -135,6 +152,24 @@ class RedisHistory:
             # As many as should fit, judged by what came: small events by the thousand, large ones by the dozen.
             count = max(1, min(limit - len(events), (max_bytes - taken) * len(events) // max(taken, 1)))
             reply = await self._server.ask(*_range(history, events[-1].seq, count + 1))
+
+    async def _archived(self, execution_id: str, after: Cursor, limit: int, max_bytes: int) -> Page:
+        if self._archive is None:
+            raise ArchiveUnavailable(
+                f"the history of {execution_id} is in the archive, and this process has none",
+                remedy="set archive_url here, too",
+                retry_after_s=30,
+            )
+        return await self._archive.read(execution_id, after, limit=limit, max_bytes=max_bytes)
+
+    async def hand_over(self, execution_id: str) -> None:
+        match await self._server.run("hand_over", self._keys.prefix, execution_id):
+            case ["ok"]:
+                return
+            case ["living", bytes(state)]:
+                raise Conflict(f"{execution_id} is {state.decode()}: it has not ended", state=state.decode())
+            case answer:
+                raise refusal(answer, execution_id)
 
     def follow(self, execution_id: str, after: Cursor, *, max_bytes: int = 1 << 20) -> AsyncIterator[Page]:
         return self._hub.follow(execution_id, after, max_bytes=max_bytes)
@@ -279,12 +314,12 @@ def _range(key: str, after: int, count: int) -> tuple[Encoded, ...]:
 
 
 def _standing(keys: Keys, execution_id: str) -> tuple[str, ...]:
-    return ("HMGET", keys.record(execution_id), "state", "tail", "generation")
+    return ("HMGET", keys.record(execution_id), "state", "tail", "generation", "history_archived")
 
 
 def _stand(execution_id: str, told: Sequence[bytes | None]) -> tuple[int, int, bool]:
     """Tail, generation, closed. Raises NotFound."""
-    state, tail, generation = told
+    state, tail, generation, _ = told
     if state is None:
         raise NotFound(f"no execution {execution_id}", kind="execution", id=execution_id)
     return int(tail or 0), int(generation or 1), state == b"FINISHED"

@@ -196,6 +196,8 @@ class _Channel:
             # The end marker is gone with a trimmed stream; the record says the same.
             self.closed = True
             self._wake()
+        elif state == b"FINISHED":
+            raise StoreUnavailable(f"the history of {self.execution_id} went into the archive meanwhile: follow again")
 
     def _keep(self, events: list[Event]) -> None:
         if not events:

@@ -189,6 +189,7 @@ def to_execution(execution_id: str, got: Mapping[str, bytes], skew_ms: int) -> E
         output_mode=text("output_mode") or "auto",  # type: ignore[arg-type]  # written from the same Literal
         snapshot_id=text("snapshot_id") or None,
         frozen=bool(number("frozen")),
+        history_archived=text("history_archived") == "1",
         egress=_to_egress(json.loads(egress)) if egress else spec.egress,
         budget=Budget(**_known(Budget, json.loads(budget))) if budget else spec.limits.budget,
         spend=Spend(*(number(name) for name in SPEND)),

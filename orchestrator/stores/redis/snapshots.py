@@ -111,8 +111,13 @@ class RedisSnapshots:
     async def measured(self, snapshot_id: str, *, digest: str, size_bytes: int, files: int) -> None:
         await self._tell(snapshot_id, measures(digest, size_bytes, files))
 
-    async def archived(self, snapshot_id: str) -> None:
-        await self._tell(snapshot_id, {"archived": "1"})
+    async def archived(self, snapshot_id: str, archived: bool = True) -> None:
+        answer = await self._server.run("snapshot_archived", self._keys.prefix, snapshot_id, int(archived))
+        if answer[0] != "ok":
+            raise unknown_snapshot(snapshot_id)
+
+    async def some(self, ids: Sequence[str]) -> Sequence[Snapshot]:
+        return await self._fetch(ids)
 
     async def remove(self, snapshot_id: str, *, why: str = "asked") -> None:
         answer = await self._server.run("snapshot_remove", self._keys.prefix, snapshot_id, why)

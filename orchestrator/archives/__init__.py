@@ -1,0 +1,1 @@
+"""Where archives lie: a folder, or a bucket."""
