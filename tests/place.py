@@ -165,4 +165,7 @@ class Place:
                 except subprocess.TimeoutExpired:
                     self.server.kill()
             self.server.wait()
+        pool = self.folder / "d" / "pool"
+        if pool.is_mount():
+            subprocess.run(["umount", str(pool)], check=True)
         shutil.rmtree(self.folder, ignore_errors=True)

@@ -28,9 +28,12 @@ class Nemesis:
     mischief: Mapping[str, int] = field(default_factory=lambda: dict(MISCHIEF))
     done: Counter[str] = field(default_factory=Counter)
 
+    def __post_init__(self) -> None:
+        self._dice = random.Random(self.seed)
+
     async def run(self, kills: int) -> None:
-        """So many times; every process runs again at the end."""
-        dice = random.Random(self.seed)
+        """Until it has broken something so many times, over all its runs; every process runs again at the end."""
+        dice = self._dice
         waking: set[asyncio.Task[None]] = set()
         while self.done.total() < kills:
             await asyncio.sleep(dice.uniform(*self.pause_s))
