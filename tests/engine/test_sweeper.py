@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-from dataclasses import replace
-from datetime import UTC, datetime
+import time
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -135,6 +136,34 @@ async def test_a_workspace_goes_before_its_execution_and_its_artifacts_stay(
     assert (await here.parts.executions.get(asked.id)).outcome is not None
     await sweeper(here, retention_s=1e-6).sweep()
     assert await here.parts.shelf.list() == [] and [left async for left in here.parts.executions.everything()] == []
+
+
+@dataclass
+class Later:
+    """A clock that is ahead."""
+
+    days: float
+
+    def now(self) -> datetime:
+        return datetime.now(UTC) + timedelta(days=self.days)
+
+    def monotonic(self) -> float:
+        return time.monotonic()
+
+
+async def test_each_thing_at_its_own_time(here: Stage) -> None:
+    worker = here.work(sweep_interval_s=3600)
+    record = await here.ended(await here.bash("echo left > artifacts/a"))
+    await here.idle(worker)
+    slot = here.parts.workspaces.slot(record.sandbox_id or "").path
+    days = 86_400.0
+    found = []
+    for after in (0.9, 1.1, 6.9, 7.1):
+        settings = replace(here.parts.settings, workspace_retention_s=1 * days, retention_s=7 * days)
+        await Sweeper(replace(here.parts, settings=settings, clock=Later(after))).sweep()
+        records = [one.id async for one in here.parts.executions.everything()]
+        found.append((slot.exists(), len(await here.parts.shelf.list()), len(records)))
+    assert found == [(True, 1, 1), (False, 1, 1), (False, 1, 1), (False, 0, 0)]
 
 
 async def test_artifacts_of_one_cancelled_in_its_sleep_are_kept_before_its_files_go(here: Stage) -> None:
