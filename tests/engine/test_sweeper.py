@@ -15,8 +15,8 @@ from orchestrator.errors import EngineUnavailable, NotFound, Unavailable
 from orchestrator.execution import OutcomeKind, Reason, Resources, SnapshotPolicy
 from orchestrator.lifecycle import ExecutionState
 from orchestrator.sandbox import Absent, Running, SandboxSpec
-from orchestrator.snapshots import KeepPolicy, Why
-from tests.engine.stage import Stage, printed
+from orchestrator.snapshots import KeepPolicy, Origin, Why
+from tests.engine.stage import Stage, printed, stdout
 from tests.engine.test_snapshots import cut
 
 pytestmark = pytest.mark.root
@@ -115,8 +115,9 @@ async def text(here: Stage, execution_id: str) -> dict[str, bytes]:
 
 
 async def test_a_workspace_goes_before_its_execution_and_its_artifacts_stay(
-    here: Stage, caplog: pytest.LogCaptureFixture
+    everywhere: Stage, caplog: pytest.LogCaptureFixture
 ) -> None:
+    here = everywhere
     caplog.set_level("INFO")
     worker = here.work(sweep_interval_s=3600)
     say = """echo '{"type":"artifact","path":"/workspace/out/report"}'"""
@@ -136,6 +137,46 @@ async def test_a_workspace_goes_before_its_execution_and_its_artifacts_stay(
     assert (await here.parts.executions.get(asked.id)).outcome is not None
     await sweeper(here, retention_s=1e-6).sweep()
     assert await here.parts.shelf.list() == [] and [left async for left in here.parts.executions.everything()] == []
+
+
+async def test_what_others_descend_from_goes_and_they_stay_whole(everywhere: Stage) -> None:
+    here = everywhere
+    here.work(sweep_interval_s=3600)
+    one = SnapshotPolicy(keep=KeepPolicy(last=1, days=0))
+    asked = await here.bash(
+        "echo first > file; echo up; read line; echo second > file; echo on; read line", snapshots=one
+    )
+    await here.saw(asked, printed("up"))
+    early = await cut(here, asked, why=Why.PERIODIC)
+    fork = await here.bash(
+        "cat file; echo forked; read line", snapshots=one, origin=Origin(asked.id, early.id, early.cut.seq)
+    )
+    await here.saw(fork, printed("forked"))
+    await here.send(asked, "1", "go on")
+    await here.saw(asked, printed("on"))
+    late = await cut(here, asked, why=Why.PERIODIC)
+
+    async def swept() -> set[str]:
+        await sweeper(here).sweep()
+        there = {id for id, _ in await here.parts.workspaces.snapshots()}
+        assert there == {snapshot.id async for snapshot in here.parts.snapshots.everything()}
+        return there
+
+    assert await swept() == {early.id, late.id}  # the fork would begin again from the early one
+    own = await cut(here, fork, why=Why.PERIODIC)
+    digest = await here.parts.workspaces.digest(own.id)
+    assert await swept() == {late.id, own.id}
+    assert await here.parts.workspaces.digest(own.id) == digest
+    again = await here.bash(
+        "cat file", origin=Origin(fork.id, own.id, own.cut.seq), snapshots=SnapshotPolicy(at_end=False)
+    )
+    await here.ended(again)
+    assert stdout(await here.history(again)) == b"first\n"
+    record = await here.parts.executions.get(fork.id)
+    assert here.parts.workspaces.files(record.sandbox_id or "").stat("file").size_bytes == 6
+    for living in (asked, fork):
+        await here.cancel(living, 0)
+        await here.ended(living)
 
 
 @dataclass
