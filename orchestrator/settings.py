@@ -160,6 +160,8 @@ class Settings:
         mark(),
         Mark(128 * MIB, 5.0),
         "The same for the embedded store's directory. When that disk is full the store ends rather than acknowledge.",
+    )
+
     # ---- the archive
     archive_url: str = setting(
         text("empty, file:///… or s3://bucket/prefix", r"|file:///.+|s3://[a-z0-9][a-z0-9.-]{1,62}(/.*)?"),

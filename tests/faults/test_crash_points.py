@@ -42,7 +42,9 @@ WORK = (
 )
 STUBBORN = "echo start >> starts; exec 9<> <(:); trap 'echo term' TERM; echo up; while :; do read -t 0.05 -u 9; done"
 SLEEPER = "echo start >> starts; echo up $EXECUTION_ATTEMPT; read m; echo got $m; [ $EXECUTION_ATTEMPT = 2 ] || exit 75"
-DREAMER = "echo start >> starts; echo up $EXECUTION_ATTEMPT; while read m; do echo got $m; [ $m != end ] || exit 0; done"
+DREAMER = (
+    "echo start >> starts; echo up $EXECUTION_ATTEMPT; while read m; do echo got $m; [ $m != end ] || exit 0; done"
+)
 ARCHIVED = {"archive", "history", "fetch"}
 PHOENIX = "echo start >> starts; echo up $EXECUTION_ATTEMPT; read m; echo got $m"
 
