@@ -7,7 +7,9 @@ import json
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +18,7 @@ from orchestrator.client.nouns import Event
 from orchestrator.client.sync import Execution
 from tests.ledger import declare
 from tests.place import Place, until
+from tests.truth import WRITER, agree, lines_by, look
 
 pytestmark = [pytest.mark.root, pytest.mark.docker, pytest.mark.timeout(600)]
 
@@ -51,7 +54,7 @@ def client(sleeper: Place) -> Iterator[Client]:
         yield made
 
 
-def begin(client: Client, **spec: object) -> Execution:
+def begin(client: Client, **spec: Any) -> Execution:
     execution = client.submit(harness="ledger", task="keep the log", **spec)
     heard(execution, "up 1")
     return execution
@@ -83,7 +86,7 @@ def containers(execution: Execution) -> list[str]:
 def shell(execution: Execution, script: str) -> str:
     done = execution.exec(["sh", "-c", script])
     assert done.exit_code == 0, done
-    return done.stdout
+    return str(done.stdout)
 
 
 @pytest.mark.parametrize("cycles", [2, pytest.param(30, marks=pytest.mark.full)])
@@ -168,3 +171,18 @@ def test_what_works_never_sleeps(client: Client, kind: str) -> None:
     done = heard(execution, "done")
     asleep = saw(execution, lambda event: event.type == STATE and event.data["trigger"] == "idle")
     assert done.seq < asleep.seq
+
+
+@pytest.mark.parametrize("count", [3, pytest.param(50, marks=pytest.mark.full)])
+def test_every_cut_is_of_one_moment(client: Client, count: int) -> None:
+    execution = client.submit(harness="command", command=["python3", "-c", WRITER], snapshots={"at_end": False})
+    heard(execution, "50\n")
+    taken = [execution.snapshot() for _ in range(count)]
+    execution.cancel(grace_s=0)
+    said_by = lines_by(list(execution.events()))
+    moments = []
+    for snapshot in taken:
+        log, last = look(partial(execution.files.read, snapshot=snapshot.id))
+        assert agree(said_by(snapshot.cut.seq), log, last)
+        moments.append((log, last))
+    assert moments == sorted(set(moments)), "it went on between"
