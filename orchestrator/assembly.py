@@ -127,6 +127,7 @@ async def installed(settings: Settings, *, to_restore: bool = False) -> AsyncIte
                 settings.data_dir / "shelf",
                 execution_limit_bytes=settings.artifacts_limit_bytes,
                 limit_bytes=settings.shelf_limit_bytes,
+                low=settings.data_low,
             ),
             reach=LocalReach(driver, workspaces, settings.host_name),
             tokens=RedisTokens(server, keys),

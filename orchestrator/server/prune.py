@@ -19,6 +19,7 @@ from orchestrator.wire.prune import KeptItem, PruneAnswer, PruneBody, PrunedItem
 router = APIRouter(prefix="/v1/prune", tags=["operate"])
 
 _PAGE: Final = 500
+_AT_ONCE_S: Final = 5.0  # an answer comes about then, whatever is left: nobody waits without a word
 
 
 @router.post("", response_model=PruneAnswer, summary="Prune")
@@ -35,10 +36,12 @@ async def prune(body: PruneBody, parts: ThePart, caller: Writer) -> PruneAnswer:
     pruned: list[PrunedItem] = []
     kept: list[KeptItem] = []
     last = ""
+    until = parts.clock.monotonic() + _AT_ONCE_S
     for going in plan:
         if going.place <= body.after:
             continue
-        if len(pruned) + len(kept) == body.limit:
+        done = len(pruned) + len(kept)
+        if done == body.limit or (done and parts.clock.monotonic() >= until):
             return _answer(body, pruned, kept, last)
         last = going.place
         try:

@@ -27,6 +27,7 @@ from typing import Any, Final
 
 from orchestrator.errors import CarrelError, Conflict, DiskFull, NotFound
 from orchestrator.execution import GIB
+from orchestrator.room import Mark
 from orchestrator.shelf import MOST, NAMED_BYTES, Kept
 from orchestrator.workspace import Files, FileStat, OpenFile
 from orchestrator.workspaces import taking
@@ -48,15 +49,19 @@ _READ_BYTES: Final = 1 << 20
 
 class DirectoryShelf:
     """The port `Shelf` on the folder `root`, which several processes may share. `execution_limit_bytes`: of one
-    execution, `limit_bytes`: of all together (0 = as much as the disk has, but for a reserve)."""
+    execution, `limit_bytes`: of all together (0 = as much as the disk has, but for a reserve). `low`: the mark below
+    which nothing new begins here: artifacts never bring the disk there."""
 
-    def __init__(self, root: Path, *, execution_limit_bytes: int = 4 * GIB, limit_bytes: int = 0) -> None:
+    def __init__(
+        self, root: Path, *, execution_limit_bytes: int = 4 * GIB, limit_bytes: int = 0, low: Mark | None = None
+    ) -> None:
         self._root = root
         self._of = root / "of"
         self._content = root / "content"
         self._named = root / "named"
         self._execution_limit_bytes = execution_limit_bytes
         self._limit_bytes = limit_bytes
+        self._low = low or Mark()
         self._measured: tuple[float, int] = (0.0, 0)  # until when it holds, bytes
         self._verified: set[tuple[int, int, int]] = set()
 
@@ -204,7 +209,7 @@ class DirectoryShelf:
     def _room(self) -> int:
         """Bytes that may come."""
         disk = shutil.disk_usage(self._root)
-        room = disk.free - min(_RESERVE_BYTES, disk.total // 20)
+        room = disk.free - max(min(_RESERVE_BYTES, disk.total // 20), self._low.least_bytes(disk.total))
         if self._limit_bytes:
             room = min(room, self._limit_bytes - self._used())
         return max(0, room)

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import Conflict, NotFound
+from orchestrator.room import Mark
 from orchestrator.shelf import MOST, Kept
 from orchestrator.workspace import Files
 from orchestrator.workspaces.directory import DirectoryStore
@@ -167,6 +168,8 @@ async def test_so_many_and_so_much(short_dir: Path) -> None:
     for n in range(3):
         (home / "artifacts" / str(n)).write_bytes(bytes([n]) * 4000)
     assert [bool(one.sha256) for one in await shelf.keep(A, files)] == [True, True, False]
+    low = DirectoryShelf(short_dir / "shelf", low=Mark(1 << 60))
+    assert all("room for 0" in one.refused for one in await low.keep("exe_low", files))
     full = DirectoryShelf(short_dir / "shelf", limit_bytes=8192)
     (home / "artifacts" / "3").write_bytes(b"3" * 4096)
     assert [one.refused for one in await full.keep(B, files)][-1]
