@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 from orchestrator.clock import SystemClock
 from orchestrator.engine.sweep_plan import SweepPlan, sweep_plan
@@ -36,6 +37,9 @@ def folders(settings: Settings) -> Mapping[Place, Path]:
     found = {Place.DATA: settings.data_dir}
     if not settings.redis_url:
         found[Place.STORE] = settings.data_dir / "redis"
+    archive = urlsplit(settings.archive_url)
+    if archive.scheme == "file":
+        found[Place.ARCHIVE] = Path(unquote(archive.path))
     return found
 
 

@@ -26,6 +26,7 @@ class Place(StrEnum):
     WORKSPACES = "workspaces"  # slots and snapshots; the pool, and the disk its file is on
     DATA = "data"  # uploaded files, logs; spools where workspaces are plain directories
     STORE = "store"  # the embedded Redis's directory
+    ARCHIVE = "archive"  # where it is a folder
 
 
 @dataclass(frozen=True, slots=True)

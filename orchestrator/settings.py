@@ -162,6 +162,13 @@ class Settings:
         "The same for the embedded store's directory. When that disk is full the store ends rather than acknowledge.",
     )
 
+    archive_low: Mark = setting(
+        mark(),
+        Mark(),
+        "The same for the archive, where it is a folder. Of a bucket nobody knows.",
+        shown="0: a full archive stops nothing, snapshots stay on their host until it has room",
+    )
+
     # ---- the archive
     archive_url: str = setting(
         text("empty, file:///… or s3://bucket/prefix", r"|file:///.+|s3://[a-z0-9][a-z0-9.-]{1,62}(/.*)?"),
@@ -321,7 +328,12 @@ class Settings:
 
     @property
     def marks(self) -> Mapping[Place, Mark]:
-        return {Place.WORKSPACES: self.workspaces_low, Place.DATA: self.data_low, Place.STORE: self.store_low}
+        return {
+            Place.WORKSPACES: self.workspaces_low,
+            Place.DATA: self.data_low,
+            Place.STORE: self.store_low,
+            Place.ARCHIVE: self.archive_low,
+        }
 
     @property
     def default_resources(self) -> Resources:

@@ -46,7 +46,7 @@ class Admission:
         return [own] * bool(own) + [f"host {host.name}: {host.facts[FACT]}" for host in await self._living_short()]
 
     async def _own(self) -> str:
-        """The workspaces are the worker's: it says so itself."""
+        """Workspaces and archive are the worker's: it says so itself."""
         return shortage(await self._rooms.measure(), Place.DATA, Place.STORE) if self._rooms is not None else ""
 
     async def _elsewhere(self, host: str | None) -> tuple[str, str]:

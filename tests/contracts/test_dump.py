@@ -160,6 +160,20 @@ class TestTheSame:
         assert (again.n, again.repeated) == (sent.n, True)
         assert (await other.history.send("exe_a", "m2", b"next")).n == sent.n + 1
 
+    async def test_a_history_that_goes_into_the_archive_while_it_is_read_is_there(
+        self, store: Store, other: Store
+    ) -> None:
+        lease = await store.running()
+        await store.finish(lease, own=3)
+        dump: list[Line] = []
+        async for line in RedisDump(store.server, store.keys).lines():
+            dump.append(line)
+            if line["of"] == "execution":
+                await store.history.hand_over("exe_a")
+        await loaded(other, dump)
+        assert await other.server.ask("HGET", other.keys.record("exe_a"), "history_archived") == b"1"
+        assert (await other.history.tail("exe_a")).closed
+
     async def test_tokens(self, store: Store, other: Store) -> None:
         token = Token("t1", "d" * 64, frozenset({Scope.READ}), "acme", TAKEN, "a note")
         await RedisTokens(store.server, store.keys).put(token)

@@ -71,6 +71,10 @@ class RedisDump:
         end = f"{tail}-1" if record["state"] == "FINISHED" else f"{tail}-0"
         async for entries in self._entries(self._keys.history(execution_id), end):
             yield {"of": "history", "id": execution_id, "entries": entries}
+        if record["state"] == "FINISHED" and "history_archived" not in record:
+            (gone,) = await self._server.ask("HMGET", self._keys.record(execution_id), "history_archived")
+            if gone is not None:  # it went while it was read
+                yield {"of": "history archived", "id": execution_id}
         async for entries in self._entries(self._keys.inbox(execution_id), f"{inbox_tail}-0"):
             yield {"of": "inbox", "id": execution_id, "entries": entries}
         if inbox_tail:

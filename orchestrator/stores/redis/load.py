@@ -71,7 +71,7 @@ class RedisLoad:
             await self._snapshot(line, files)
         elif kind in ("stream", "stream entries"):
             await self._streams.add(line)
-        elif kind in ("history", "inbox", "inbox ids", "intents"):
+        elif kind in ("history", "history archived", "inbox", "inbox ids", "intents"):
             if line["id"] != self._passed_over:
                 await self._part(line)
         else:
@@ -174,6 +174,10 @@ class RedisLoad:
         match line["of"]:
             case "history":
                 await put_entries(self._server, self._keys, keys.history(id), line["entries"])
+            case "history archived":
+                await self._server.ask_all(
+                    ("HSET", keys.restored(id), "history_archived", "1"), ("UNLINK", keys.history(id))
+                )
             case "inbox":
                 await put_entries(self._server, self._keys, keys.inbox(id), line["entries"])
             case "inbox ids":

@@ -1,0 +1,3 @@
+"""The engine's stage, for a restore that a worker goes on with."""
+
+from tests.engine.conftest import here as here
