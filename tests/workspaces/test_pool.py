@@ -114,6 +114,27 @@ async def test_a_full_pool_is_named_and_recovers(pool: Pool) -> None:
     store.files("sbx_b").write("x", [os.urandom(MIB)])
 
 
+async def test_what_has_its_name_outlives_the_machine(pool: Pool) -> None:
+    """The pool's file as it is when `snapshot` returns, mounted elsewhere: as after a power cut. Nobody synced."""
+    store = BtrfsStore(pool.point)
+    slot = await store.prepare("sbx_a", inherit=None, seeds=[], disk_bytes=0)
+    for number in range(200):
+        (slot.path / "vol" / "workspace" / f"f{number}").write_bytes(os.urandom(20_000))
+    await store.snapshot("sbx_a", "snp_1")
+    after = pool.folder / "after"
+    after.mkdir()
+    subprocess.run(["cp", "--sparse=always", str(pool.file), str(after)], check=True)
+    whole = await store.digest("snp_1")
+    assert whole[1] == 200 * 20_000
+    pool.close()
+    later = Pool(after, pool.label, 256 * MIB)
+    later.open()
+    try:
+        assert await BtrfsStore(later.point).digest("snp_1") == whole
+    finally:
+        later.close()
+
+
 async def test_nested_subvolumes_are_refused_and_removed(pool: Pool) -> None:
     store = BtrfsStore(pool.point)
     slot = await store.prepare("sbx_a", inherit=None, seeds=[], disk_bytes=0)
