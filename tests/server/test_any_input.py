@@ -13,6 +13,7 @@ from urllib.parse import quote
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from orchestrator.execution import CancelWant
 from orchestrator.server.openapi import text
 from orchestrator.stores.redis import prepare
 from tests.inputs import how_many
@@ -124,10 +125,13 @@ async def test_no_input_breaks_the_server(api: Api, data: st.DataObject) -> None
 
 
 async def ended(api: Api) -> str:
-    """The same one every time, with a file in its workspace."""
+    """The same one every time, with a file in its workspace; another where a request to prune took it."""
     found = await api.client.page(states=["FINISHED"], name="ended")
     if found.executions:
         return found.executions[0].id
+    async for waits in api.store.executions.everything():  # else one of them would be the next to run
+        if not waits.ended:
+            await api.store.executions.want(waits.id, CancelWant("away", 0.0))
     lease = await api.running(name="ended")
     await api.client.execution(lease.execution_id).files.write("f", b"content")
     await api.store.finish(lease, own=3)
