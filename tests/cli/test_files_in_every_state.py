@@ -21,7 +21,7 @@ from orchestrator.client import Client
 from orchestrator.client.sync import Execution
 from orchestrator.errors import Conflict
 from tests.ledger import declare
-from tests.place import Place, until
+from tests.place import Place
 
 pytestmark = pytest.mark.root
 
@@ -111,42 +111,47 @@ def refused(one: Execution) -> None:
         assert said.value.data["remedy"]
 
 
-def state(place: Place, ref: str, wanted: str) -> dict[str, object]:
-    return dict(until(lambda: (found := place.record(ref))["state"] == wanted and found, f"{ref} is {wanted}"))
+def printed(one: Execution, text: bytes) -> None:
+    """Wait until it has: by its history, not by asking again."""
+    assert any(text in (event.body or b"") for event in one.events())
+
+
+def came_to(one: Execution, state: str) -> None:
+    assert any(event.type == "execution.state" and event.data["to"] == state for event in one.events())
 
 
 @pytest.mark.timeout(240)
 def test_every_verb_in_every_state(apart: Apart) -> None:
     with apart.client as client:
-        apart.ok("run", "-d", "--harness", "ledger", "--name", "all", "keep the log")
-        one = client.execution("all")
-        assert apart.record("all")["state"] == "QUEUED"
+        one = client.submit(harness="ledger", task="keep the log")
+        assert one.refresh().state == "QUEUED"
         refused(one)
         with pytest.raises(Conflict, match="no workspace yet"):
             one.files.read("kept/text")
 
         worker = apart.work()
-        until(lambda: "up 1" in apart.ok("logs", "all"), "it began")
+        printed(one, b"up 1")
         one.files.write("kept/text", b"one\n")
         change(one, b"one\n")
-        first = apart.ok("snapshot", "create", "all").strip()
+        first = one.snapshot().id
 
-        apart.ok("pause", "all")
-        state(apart, "all", "PAUSED")
+        one.pause()
+        came_to(one, "PAUSED")
         one.files.write("kept/text", b"two\n")
         change(one, b"two\n")
         assert [(d.change, d.path) for d in one.files.diff(first) if "text" in d.path] == [("changed", "kept/text")]
-        apart.ok("resume", "all")
+        one.resume()
 
         worker.send_signal(signal.SIGSTOP)  # files do not need a worker
         change(one, b"two\n")
         worker.send_signal(signal.SIGCONT)
 
-        apart.ok("hibernate", "all")
-        asleep = state(apart, "all", "HIBERNATED")
+        one.hibernate()
+        came_to(one, "HIBERNATED")
+        asleep = one.refresh()
         change(one, b"two\n")
         slots = apart.folder / "d" / "slots"
-        slot = slots / str(asleep["sandbox_id"])
+        slot = slots / str(asleep.sandbox_id)
         shutil.move(slot, apart.folder / "aside")  # its workspace is gone: as its newest snapshot has it
         look(one, b"two\n")
         refused(one)
@@ -154,22 +159,22 @@ def test_every_verb_in_every_state(apart: Apart) -> None:
         shutil.move(apart.folder / "aside", slot)
 
         worker.send_signal(signal.SIGSTOP)
-        fork = client.execution(apart.ok("fork", "all", "--snapshot", first, "--name", "waits").strip())
+        (fork,) = one.fork(snapshot=first)
         look(fork, b"one\n")  # it waits for a worker: what it will begin from
         refused(fork)
         worker.send_signal(signal.SIGCONT)
-        until(lambda: "up 1" in apart.ok("logs", "waits"), "the fork began")
+        printed(fork, b"up 1")
         change(fork, b"one\n")
 
-        apart.ok("send", "all", "end")
-        assert apart.carrel("wait", "all").returncode == 0
-        ended = apart.record("all")
+        one.send("end")
+        ended = one.wait()
         change(one, b"two\n")
-        apart.ok("prune", "--workspaces", "--yes")
-        assert not (slots / ended["sandbox_id"]).exists()
+        assert [item.id for part in client.prune(what=["workspaces"]) for item in part.pruned] == [one.id]
+        assert not (slots / str(ended.sandbox_id)).exists()
         look(one, b"two\n")
         refused(one)
-        apart.ok("kill", "waits")
+        fork.cancel(grace_s=0)
+        fork.wait()
 
 
 @pytest.mark.timeout(240)
@@ -181,8 +186,9 @@ def test_artifacts_and_prune(apart: Apart) -> None:
     for name in ("p1", "p2"):
         apart.ok("run", "-d", "--name", name, "-l", "prune=yes", "--", "bash", "-c", script)
     apart.ok("run", "-d", "--name", "p3", "-l", "prune=yes", "--", "sleep", "1000")
-    for name in ("p1", "p2"):
-        assert apart.carrel("wait", name).returncode == 0
+    with apart.client as client:
+        for name in ("p1", "p2"):
+            client.execution(name).wait()
     listed = apart.carrel("artifacts", "ls", "p1")
     assert b"big" in listed.stdout and b"report" in listed.stdout and b"pipe was not kept" in listed.stderr
     before = {one["path"]: one for one in map(json.loads, apart.ok("artifacts", "ls", "--json", "p1").splitlines())}
