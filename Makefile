@@ -45,7 +45,7 @@ profile:  ## one bench (ONLY=events) on a server under cProfile; build/serve.pst
 	@.ci/setup python engine image && CARREL_IMAGE=$$(cat build/image) ONLY=$(or $(ONLY),events) PROFILE=build/serve.pstats PYTHONPATH=.:sandbox-image:agent-harness build/venv/bin/python -m tests.bench
 
 bench:  ## figures beside a bare Docker or Redis of the same run (ONLY=name,…); build/bench.json
-	@.ci/setup python engine image && CARREL_IMAGE=$$(cat build/image) PYTHONPATH=.:sandbox-image:agent-harness build/venv/bin/python -m tests.bench
+	@.ci/setup python engine image bench && CARREL_IMAGE=$$(cat build/image) PYTHONPATH=.:sandbox-image:agent-harness build/venv/bin/python -m tests.bench
 
 image:  ## the sandbox image, on Debian (BASE=image: on that one); HARNESS="claude codex pi mini-swe-agent": theirs too
 	@.ci/setup python engine image harness

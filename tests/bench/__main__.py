@@ -8,7 +8,7 @@ import pstats
 import sys
 from pathlib import Path
 
-from tests.bench import gateway, init, latency, outlet, snapshots, throughput
+from tests.bench import gateway, init, latency, naps, outlet, pool_io, snapshots, throughput
 from tests.bench.figures import Figure, table, write_json
 from tests.bench.site import site
 
@@ -24,6 +24,8 @@ BENCHES = {
     "gateway": gateway.gateway,
     "outlet": outlet.outlet,
     "snapshot": snapshots.snapshot,
+    "naps": naps.naps,
+    "pool_io": pool_io.pool_io,
 }
 
 

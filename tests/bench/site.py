@@ -26,13 +26,16 @@ import docker
 from orchestrator.client import AsyncClient
 from orchestrator.errors import CarrelError
 from orchestrator.stores import embedded
+from orchestrator.workspaces.pool import Pool
+from tests import ledger
 
 READY_LIMIT_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """What a bench may use: the API through our own client, the engine, the store's url, the image."""
+    """What a bench may use: the API through our own client, the engine, the store's url, the image, where the slots and
+    snapshots are. The harness `ledger` (tests/ledger.py) is declared there."""
 
     client: AsyncClient
     engine: Any
@@ -41,6 +44,7 @@ class Site:
     url: str
     token: str
     pid: int
+    workspaces: Path
 
 
 def free_port() -> int:
@@ -72,8 +76,8 @@ def _profiled() -> list[str]:
 
 
 @contextlib.asynccontextmanager
-async def site(image: str, *, quiet: bool = True) -> AsyncIterator[Site]:
-    """Start it, wait until it is ready, end it, remove what is left of it."""
+async def site(image: str, *, quiet: bool = True, **settings: str) -> AsyncIterator[Site]:
+    """Start it, wait until it is ready, end it, remove what is left of it. `settings`: others than a bench's own."""
     folder = Path(tempfile.mkdtemp(prefix="crb-", dir="/tmp"))
     installation = f"bench-{uuid.uuid4().hex[:8]}"
     port = free_port()
@@ -88,7 +92,10 @@ async def site(image: str, *, quiet: bool = True) -> AsyncIterator[Site]:
         "CARREL_CONCURRENCY": "256",
         "CARREL_LOG_LEVEL": "warning",
         "CARREL_WORKSPACE_STORE": "directory",
+        "CARREL_HARNESS_DIR": str(ledger.declare(folder / "harnesses")),
+        **{f"CARREL_{name.upper()}": value for name, value in settings.items()},
     }
+    pool = Pool(folder, installation)
     process = subprocess.Popen(
         [sys.executable, *_profiled(), "-m", "orchestrator", "serve"],
         env=environment,
@@ -107,6 +114,7 @@ async def site(image: str, *, quiet: bool = True) -> AsyncIterator[Site]:
                 url=url,
                 token=(folder / "admin-token").read_text().strip(),
                 pid=process.pid,
+                workspaces=pool.point if pool.file.exists() else folder,
             )
         finally:
             await client.close()
@@ -121,4 +129,5 @@ async def site(image: str, *, quiet: bool = True) -> AsyncIterator[Site]:
             container.remove(force=True)
         engine.close()
         embedded.shutdown(folder)
+        pool.close()
         shutil.rmtree(folder, ignore_errors=True)

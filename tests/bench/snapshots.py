@@ -1,76 +1,72 @@
-"""What a snapshot and a fork cost at the store, by kind and size, beside `cp -a` and `tar | zstd -1` of the same files.
+"""What a snapshot and a fork cost at the store: both stores, beside `cp -a`, `tar | zstd -1` and restic of the same
+files on the same filesystem, in turn.
 
-Sizes: 1,000 files of 11 KB; FULL=1 adds 20,000 of 15 KB and three of 500 MB. Needs root. Knows no execution.
+1,000 files; FULL=1 adds 20,000 files and three large ones. Needs root. Knows no execution.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-import shutil
-import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Awaitable
 from pathlib import Path
 
 from orchestrator.workspace import SnapshotStore
+from tests.bench.copiers import COPIERS, Copier
 from tests.bench.figures import Figure, Samples
 from tests.bench.site import Site
-from tests.volume_stores import MIB, new_pool, store_at
+from tests.bench.trees import MIB, Tree, trees
+from tests.volume_stores import new_pool, store_at
 
 ROUNDS = 5
-SIZES = {"1,000 files, 11 MB": (1000, 11_000), "20,000 files, 300 MB": (20_000, 15_000), "3 × 500 MB": (3, 500 * MIB)}
+VERBS = ("snapshot", "snapshot of 1 % changed", "fork")
 
 
 async def snapshot(_: Site) -> list[Figure]:
-    """Both verbs on both stores, and the yardsticks on the same filesystem as the directories."""
-    wanted = SIZES if os.environ.get("FULL") else dict(list(SIZES.items())[:1])
+    """The three verbs, on each store and tree, each beside the three copiers."""
     figures: list[Figure] = []
-    with new_pool(16_384 * MIB) as pool:
-        for words, (files, size_bytes) in wanted.items():
+    for tree in trees():
+        with new_pool(32_768 * MIB) as pool:
             for kind, below in (("btrfs", pool.point), ("directory", pool.folder)):
                 folder = Path(tempfile.mkdtemp(dir=below))
-                figures += await _measured(store_at(kind, folder), folder, f"{kind}, {words}", files, size_bytes)
+                figures += await _measured(store_at(kind, folder), folder, tree, f"{kind}, {tree.words}")
     return figures
 
 
-async def _measured(store: SnapshotStore, folder: Path, words: str, files: int, size_bytes: int) -> list[Figure]:
-    slot = await store.prepare("sbx_a", inherit=None, seeds=[], disk_bytes=0)
-    for number in range(files):
-        at = slot.path / "vol" / "workspace" / f"d{number % 100}"
-        at.mkdir(exist_ok=True)
-        with (at / f"f{number}").open("wb") as file:
-            for begin in range(0, size_bytes, MIB):
-                file.write(os.urandom(min(MIB, size_bytes - begin)))
-    os.sync()
-    taken: list[float] = []
-    begun: list[float] = []
-    for number in range(ROUNDS):
-        began = time.monotonic()
-        await store.snapshot("sbx_a", f"snp_{number}")
-        between = time.monotonic()
-        await store.begin(f"sbx_{number}", f"snp_{number}", disk_bytes=0)
-        taken.append((between - began) * 1000)
-        begun.append((time.monotonic() - between) * 1000)
-    vol, copy = slot.path / "vol", folder / "copy"
-    cp = await asyncio.to_thread(_timed, f"cp -a {vol} {copy} && sync -f {folder}", lambda: shutil.rmtree(copy))
-    tar = await asyncio.to_thread(_timed, f"tar -C {vol} -c . | zstd -q -1 > {copy} && sync -f {folder}", copy.unlink)
-    for number in range(ROUNDS):
-        await store.drop(f"snp_{number}")
-        await store.remove(f"sbx_{number}")
-    await store.remove("sbx_a")
+async def _measured(store: SnapshotStore, folder: Path, tree: Tree, words: str) -> list[Figure]:
+    volume = (await store.prepare("sbx_a", inherit=None, seeds=[], disk_bytes=0)).path / "vol"
+    await asyncio.to_thread(tree.lay, volume / "workspace")
+    copiers = {name: Copier(name, volume, folder / str(at)) for at, name in enumerate(COPIERS)}
+    ours: dict[str, list[float]] = defaultdict(list)
+    theirs: dict[tuple[str, str], list[float]] = defaultdict(list)
+    first, changed, fork = VERBS
+    for _ in range(ROUNDS):
+        await asyncio.to_thread(os.sync)
+        ours[first].append(await _taken_ms(store.snapshot("sbx_a", "snp_first")))
+        for name, copier in copiers.items():
+            theirs[first, name].append(await asyncio.to_thread(copier.keep_ms))
+        await asyncio.to_thread(tree.change, volume / "workspace")
+        ours[changed].append(await _taken_ms(store.snapshot("sbx_a", "snp_changed")))
+        for name, copier in copiers.items():
+            await asyncio.to_thread(tree.change, volume / "workspace")
+            theirs[changed, name].append(await asyncio.to_thread(copier.again_ms))
+        ours[fork].append(await _taken_ms(store.begin("sbx_b", "snp_changed", disk_bytes=0)))
+        for name, copier in copiers.items():
+            theirs[fork, name].append(await asyncio.to_thread(copier.back_ms))
+        await store.drop("snp_first")
+        await store.drop("snp_changed")
+        await store.remove("sbx_b")
     return [
-        Figure(f"snapshot ({words})", Samples(tuple(taken)), cp, "cp -a"),
-        Figure(f"fork ({words})", Samples(tuple(begun)), tar, "tar | zstd -1"),
+        Figure(f"{verb} ({words})", Samples(tuple(ours[verb])), Samples(tuple(theirs[verb, name])), name)
+        for verb in VERBS
+        for name in COPIERS
     ]
 
 
-def _timed(command: str, after: Callable[[], object]) -> Samples:
-    taken: list[float] = []
-    for _ in range(ROUNDS):
-        began = time.monotonic()
-        subprocess.run(["sh", "-c", command], check=True)
-        taken.append((time.monotonic() - began) * 1000)
-        after()
-    return Samples(tuple(taken))
+async def _taken_ms(work: Awaitable[object]) -> float:
+    began = time.monotonic()
+    await work
+    return (time.monotonic() - began) * 1000

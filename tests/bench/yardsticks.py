@@ -70,6 +70,16 @@ def starts_s(engine: Any, image: str, count: int, at_once: int) -> float:
     return taken
 
 
+def end_ms(engine: Any, image: str) -> float:
+    """`docker kill` until it has ended."""
+    with container(engine, image, ["/bin/cat"]) as made:
+        made.start()
+        begin = time.monotonic()
+        made.kill()
+        made.wait()
+    return (time.monotonic() - begin) * 1000
+
+
 def kill_ms(made: Any, log: Iterator[bytes]) -> float:
     """`docker kill -s INT`: until the program's handler printed its own monotonic clock."""
     begin = time.monotonic_ns()
