@@ -24,7 +24,6 @@ from tests.bench.latency import first_output
 from tests.bench.site import Site, site
 from tests.bench.trees import Tree, trees
 
-ROUNDS = 5
 EXEC_S = 900
 YARDSTICKS = {
     "snapshot": "cp -a",
@@ -51,7 +50,7 @@ async def _measured(own: Site, tree: Tree, words: str) -> list[Figure]:
     async with aclosing(execution.events()) as events:
         await _hear(events, "up 1 ")
         await _inside(execution, tree.argv("lay", "/workspace"))
-        for number in range(ROUNDS):
+        for number in range(tree.rounds):
             await _inside(execution, ["sync"])
             await _inside(execution, tree.argv("change", "/workspace"))
             began = time.monotonic()

@@ -21,7 +21,6 @@ from tests.bench.site import Site
 from tests.bench.trees import MIB, Tree, trees
 from tests.volume_stores import new_pool, store_at
 
-ROUNDS = 5
 VERBS = ("snapshot", "snapshot of 1 % changed", "fork")
 
 
@@ -43,7 +42,7 @@ async def _measured(store: SnapshotStore, folder: Path, tree: Tree, words: str) 
     ours: dict[str, list[float]] = defaultdict(list)
     theirs: dict[tuple[str, str], list[float]] = defaultdict(list)
     first, changed, fork = VERBS
-    for _ in range(ROUNDS):
+    for _ in range(tree.rounds):
         await asyncio.to_thread(os.sync)
         ours[first].append(await _taken_ms(store.snapshot("sbx_a", "snp_first")))
         for name, copier in copiers.items():
