@@ -183,6 +183,7 @@ class Spec:
     egress: Egress = field(default_factory=Egress)
     snapshots: SnapshotPolicy = field(default_factory=SnapshotPolicy)
     origin: Origin | None = None  # what it was forked from
+    archive: str = ""  # sha256 of an uploaded blob, a snapshot's archive: the files and state it begins with
     tenant: str = "default"
 
 

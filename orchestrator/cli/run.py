@@ -89,6 +89,10 @@ def run(
     upload: Annotated[
         list[str] | None, typer.Option("--upload", metavar="SRC[:DST]", help="A file or directory to lay into it.")
     ] = None,
+    from_archive: Annotated[
+        Path | None,
+        typer.Option("--from-archive", metavar="FILE", help="Begin with what `carrel snapshot export` wrote."),
+    ] = None,
     download: Annotated[
         list[str] | None,
         typer.Option("--download", metavar="PATH[:DST]", help="Fetch this from its workspace when it has ended."),
@@ -101,6 +105,10 @@ def run(
     ] = False,
 ) -> None:
     command = splitting.after_dashes(ctx)
+    if from_archive and upload:
+        raise UsageError("--from-archive goes without --upload: `carrel cp` puts files into what it began with")
+    if from_archive and not from_archive.is_file():
+        raise UsageError(f"--from-archive: there is no file {from_archive}")
     task = _task(words or [], file, command, harness, interactive)
     if detach and (download or remove or interactive):
         raise UsageError("-d goes without -i, --download and --rm: nobody is there to do it")
@@ -147,10 +155,12 @@ def run(
         interactive=interactive, quiet=quiet, as_json=as_json, downloads=tuple(wanted), remove=remove
     )
     if not detach:
-        raise typer.Exit(watching.run(ctx, spec, gathered, key, watch))
+        raise typer.Exit(watching.run(ctx, spec, gathered, key, watch, from_archive))
     with reaching.client(ctx) as client:
         if gathered:
             spec["files"] = gathering.upload(client, gathered)
+        if from_archive:
+            spec["archive"] = client.upload(from_archive, "archive")["sha256"]
         execution = client.submit(key=key, **spec)
         profile.remember(client.address.url, execution.id)
         assert execution.record is not None

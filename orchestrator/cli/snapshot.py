@@ -1,15 +1,17 @@
-"""`carrel snapshot create|ls|inspect|label|rm`: points of an execution one can fork, rewind or look into."""
+"""`carrel snapshot create|ls|inspect|label|export|rm`: points of an execution one can fork, rewind or look into."""
 
 from __future__ import annotations
 
 import sys
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator.cli import console, reaching, units
+from orchestrator.cli import console, output, reaching, units
 from orchestrator.cli.usage import UsageError
+from orchestrator.client import uploads
 
 if TYPE_CHECKING:
     from orchestrator.client.nouns import SnapshotAnswer
@@ -113,6 +115,26 @@ def label(
     with reaching.client(ctx) as client:
         changed = client.label_snapshot(which, name=name, labels=units.pairs(labels, "-l") if labels else None)
     console.line(changed.id)
+
+
+@snapshot.command("export")
+def export(
+    ctx: typer.Context,
+    which: Annotated[str, Snapshot],
+    target: Annotated[
+        str, typer.Option("-o", "--output", metavar="FILE", help="A file, whole or not at all; - is stdout.")
+    ],
+) -> None:
+    """All it holds as one tar.zst that any tar reads. `carrel run --from-archive FILE` begins with it, here or in
+    another installation."""
+    if target == "-" and sys.stdout.isatty():
+        raise UsageError("an archive is nothing for a terminal: give -o FILE, or a pipe")
+    with reaching.client(ctx) as client:
+        if target == "-":
+            for piece in client.export_snapshot(which):
+                output.write_all(1, piece)
+            return
+        console.line(str(uploads.save(client.export_snapshot(which), Path(target))))
 
 
 @snapshot.command("rm")

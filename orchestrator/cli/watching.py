@@ -132,8 +132,15 @@ class _Hands:
             console.note(text)
 
 
-def run(ctx: typer.Context, spec: dict[str, Any], gathered: Sequence[tuple[Path, str]], key: str, watch: Watch) -> int:
-    """Submit and watch to the end; our exit code."""
+def run(
+    ctx: typer.Context,
+    spec: dict[str, Any],
+    gathered: Sequence[tuple[Path, str]],
+    key: str,
+    watch: Watch,
+    archive: Path | None = None,
+) -> int:
+    """Submit and watch to the end; our exit code. `archive`: what it begins with."""
     # On a terminal people are told; into a file or a pipe stderr holds the command's own bytes and nothing else.
     talk = sys.stderr.isatty() and not watch.quiet
     with reaching.client(ctx) as client:
@@ -141,6 +148,8 @@ def run(ctx: typer.Context, spec: dict[str, Any], gathered: Sequence[tuple[Path,
             if talk:
                 console.note(f"uploading {len(gathered)} files")
             spec["files"] = gathering.upload(client, gathered)
+        if archive is not None:
+            spec["archive"] = client.upload(archive, "archive")["sha256"]
         early = _Early()
         submitted = client.submit(key=key, **spec)
         profile.remember(client.address.url, submitted.id)

@@ -179,6 +179,10 @@ class AsyncClient:
         """See sync.Client.label_snapshot."""
         return await self.call(snapshot_requests.snapshot_words(ref, name=name, labels=labels))
 
+    def export_snapshot(self, ref: str) -> AsyncGenerator[bytes, None]:
+        """See sync.Client.export_snapshot."""
+        return self.download(lambda *_: snapshot_requests.snapshot_export(ref))
+
     async def delete_snapshot(self, ref: str) -> None:
         """See sync.Client.delete_snapshot."""
         await self.call(snapshot_requests.snapshot_delete(ref))

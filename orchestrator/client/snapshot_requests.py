@@ -43,6 +43,11 @@ def snapshot_record(snapshot: str) -> Request[SnapshotAnswer]:
     return Request("GET", f"{V1}/snapshots/{quote(snapshot, safe='')}", answers.snapshot)
 
 
+def snapshot_export(snapshot: str) -> Request[None]:
+    """All it holds as tar.zst. Read by downloading.py: it cannot be continued, so a line that breaks is an error."""
+    return Request("GET", f"{V1}/snapshots/{quote(snapshot, safe='')}/export", answers.nothing)
+
+
 def snapshot_words(
     snapshot: str, *, name: str | None = None, labels: Mapping[str, str] | None = None
 ) -> Request[SnapshotAnswer]:

@@ -182,6 +182,11 @@ class Client:
         NameTaken."""
         return self.call(snapshot_requests.snapshot_words(ref, name=name, labels=labels))
 
+    def export_snapshot(self, ref: str) -> Iterator[bytes]:
+        """All it holds, `workspace/` and `state/`, as tar.zst in pieces; for `submit(archive=…)` of the entry that
+        `upload` gives. Cannot be continued: a line that breaks is Unavailable."""
+        return self.download(lambda *_: snapshot_requests.snapshot_export(ref))
+
     def delete_snapshot(self, ref: str) -> None:
         """Remove it; what was begun from it stays. Raises Conflict while one that has not ended would begin from it."""
         self.call(snapshot_requests.snapshot_delete(ref))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -30,18 +31,22 @@ from orchestrator.errors import (
     NotFound,
     Unavailable,
 )
-from orchestrator.execution import Execution, FileRef
+from orchestrator.execution import GIB, Execution
 from orchestrator.harnesses import harness_of
 from orchestrator.history import Lease
 from orchestrator.link import DeadSpool, OwnerLink, another_owns
 from orchestrator.retry import Cause
 from orchestrator.sandbox import Absent, Created, Ended, Running, SandboxSpec, Status, Unknown
-from orchestrator.workspace import Seed
+from orchestrator.workspace import Seed, UnpackLimits
 
 logger = logging.getLogger(__name__)
 
 _FIRST_WAIT_S: Final = 0.02
 _LAST_WAIT_S: Final = 1.0
+#: Of an archive that somebody brings: zeros pack to nothing, so only the sum counts.
+_BROUGHT_BYTES: Final = 64 * GIB
+_BROUGHT_ENTRIES: Final = 2_000_000
+_BROUGHT_RATIO: Final = 1 << 30
 
 
 class SandboxGone(Exception):
@@ -58,13 +63,15 @@ class SandboxGone(Exception):
 @dataclass(frozen=True, slots=True)
 class Placement:
     """What a new attempt takes over: an earlier sandbox's files or those of a snapshot, and how much of the inbox.
-    `nothing`: why there is nothing to begin with, though there has to be."""
+    `archive`: the blob it begins with, that somebody brought. `nothing`: why there is nothing to begin with, though
+    there has to be."""
 
     inherit: str | None = None
     inbox_base: int = 0
     resumed: bool = False
     snapshot: str | None = None
     nothing: str = ""
+    archive: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +200,7 @@ class Arrival:
     async def _make(self, placement: Placement) -> None:
         """Slot and sandbox. While the engine does not answer: again and again."""
         parts, spec, settings = self._parts, self._execution.spec, self._parts.settings
-        seeds = [Seed(file.path, self._content(file), file.mode) for file in spec.files]
+        seeds = [Seed(file.path, self._content(file.path, file.sha256), file.mode) for file in spec.files]
         wait_s = _FIRST_WAIT_S
         while True:
             try:
@@ -203,7 +210,11 @@ class Arrival:
                 # A store that cannot bound refuses a limit; there it is measured (`disk`).
                 bounds = (await parts.workspaces.facts()).limits_disk
                 disk_bytes = self._execution.resources.disk_bytes if bounds else 0
-                if placement.snapshot is not None:
+                if placement.archive:
+                    brought = await self._brought(placement.archive)
+                    slot = await parts.workspaces.begin(self.sandbox_id, brought, disk_bytes=disk_bytes)
+                    await parts.workspaces.drop(brought)
+                elif placement.snapshot is not None:
                     slot = await parts.workspaces.begin(self.sandbox_id, placement.snapshot, disk_bytes=disk_bytes)
                 else:
                     slot = await parts.workspaces.prepare(
@@ -219,17 +230,24 @@ class Arrival:
             await asyncio.sleep(wait_s)
             wait_s = min(wait_s * 2, _LAST_WAIT_S)
 
-    def _content(self, file: FileRef) -> Path:
+    async def _brought(self, sha256: str) -> str:
+        """An archive somebody uploaded, as a snapshot no record names, for as long as this begins. Raises BadInput,
+        TooLarge."""
+        blob, brought = self._content("the archive", sha256), f"snp_{self.sandbox_id.removeprefix('sbx_')}"
+        limits = UnpackLimits(self._execution.resources.disk_bytes or _BROUGHT_BYTES, _BROUGHT_ENTRIES, _BROUGHT_RATIO)
+        await self._parts.workspaces.load(brought, [_pieces(blob)], limits=limits)
+        return brought
+
+    def _content(self, what: str, sha256: str) -> Path:
         """Raises BadInput, whose message has the remedy: an outcome keeps nothing else of an error."""
         try:
-            return self._parts.blobs.path(file.sha256)
+            return self._parts.blobs.path(sha256)
         except NotFound as gone:
             remedy = (
                 "upload it again; where api and workers have different data directories, let them share its `blobs/`"
             )
             raise BadInput(
-                f"the content of {file.path} is not on host {self._parts.settings.host} (no blob {file.sha256}):"
-                f" {remedy}",
+                f"the content of {what} is not on host {self._parts.settings.host} (no blob {sha256}): {remedy}",
                 field="files",
                 remedy=remedy,
             ) from gone
@@ -277,6 +295,12 @@ class Arrival:
         wherever on the way it was replaced."""
         if isinstance(failure, LinkRefused) and another_owns(failure, self._lease.epoch):
             raise Fenced(f"init has a later owner: {failure}", epoch=0)
+
+
+def _pieces(blob: Path) -> Iterator[bytes]:
+    with blob.open("rb") as file:
+        while piece := file.read(1 << 20):
+            yield piece
 
 
 def cause_of(error: CarrelError) -> Cause:

@@ -39,6 +39,7 @@ async def place(parts: Parts, scribe: Scribe, execution: Execution) -> tuple[Exe
         "resumed": placement.resumed,
         **({"snapshot": placement.snapshot} if placement.snapshot else {}),
         **({"nothing": placement.nothing} if placement.nothing else {}),
+        **({"archive": placement.archive} if placement.archive else {}),
     }
     entries = [*told, Entry(events.SANDBOX_PLACED, data)]
     if placement.snapshot:
@@ -72,6 +73,7 @@ async def placement_of(parts: Parts, execution: Execution, tail: int) -> Placeme
         bool(said.get("resumed")),
         said.get("snapshot"),
         str(said.get("nothing", "")),
+        str(said.get("archive", "")),
     )
 
 
@@ -90,7 +92,8 @@ async def _take_over(parts: Parts, execution: Execution) -> tuple[Placement, lis
         base = await _inbox_base(parts, execution)
         return Placement(inherit=before, inbox_base=base, resumed=ran or origin is not None), []
     if not ran and origin is None:
-        return Placement(), []
+        archive = execution.spec.archive
+        return Placement(resumed=bool(archive), archive=archive), []
     snapshot, told = await newest_whole(parts, execution)
     if snapshot is not None:
         # A harness that begins anew gets its messages anew; a fork has an inbox of its own.

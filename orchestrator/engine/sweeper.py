@@ -107,7 +107,12 @@ class Sweeper:
                 await self._carefully(parts.workspaces.strip(slot), slot)
         await sweep_by_policy(parts, records, snapshots, here={slot for slot, _ in slots})
         await sweep_shelf(parts, shelved, records)
-        keep = frozenset(file.sha256 for record in records if not record.ended for file in record.spec.files)
+        keep = frozenset(
+            sha256
+            for record in records
+            if not record.ended
+            for sha256 in (record.spec.archive, *(file.sha256 for file in record.spec.files))
+        )
         if gone := await parts.blobs.expire(keep, BLOB_GRACE_S):
             logger.info("removed blobs nobody names", extra={"count": gone})
 

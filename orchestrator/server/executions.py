@@ -59,6 +59,13 @@ async def submit(
     check_idle(harness, body.limits)
     await parts.admission.admit()
     files = await _files(parts, body.files)
+    if spec.archive and await parts.blobs.has(spec.archive) is None:
+        raise BadInput(
+            "archive: no content with this digest is here",
+            field="archive",
+            limit="a digest that was uploaded",
+            remedy="upload it to POST /v1/blobs first",
+        )
     # Of the body, not of the spec: the installation's defaults may change between two sends of one key.
     digest = hashlib.sha256(json.dumps(body.model_dump(), sort_keys=True).encode()).hexdigest()
     submitted = await parts.executions.submit(

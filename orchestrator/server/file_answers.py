@@ -132,7 +132,11 @@ def wanted_archive(said: ArchiveFormat | None, accept: str) -> ArchiveFormat | N
 async def archive(parts: Parts, files: Files, name: str, format: ArchiveFormat) -> Response:
     """A folder as one archive, streamed."""
     pieces = await parts.in_thread(files.archive, name, format)
-    shown = (name.rstrip("/").rpartition("/")[2] or "workspace") + "." + format
+    return packed(parts, pieces, (name.rstrip("/").rpartition("/")[2] or "workspace") + "." + format, format)
+
+
+def packed(parts: Parts, pieces: Pieces, shown: str, format: ArchiveFormat) -> Response:
+    """An archive on its way, under the name `shown`."""
     headers = {"Content-Disposition": _attachment(shown), **_HANDED_OUT}
     return Streamed(_packed(parts, pieces), parts=parts, kind="file", media_type=ARCHIVES[format], headers=headers)
 

@@ -3,6 +3,7 @@ is not its business."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Final
 
 from fastapi import APIRouter, Body, Header, Query, Request, Response
@@ -10,7 +11,7 @@ from fastapi import APIRouter, Body, Header, Query, Request, Response
 from orchestrator.errors import Conflict, NotFound
 from orchestrator.execution import Execution
 from orchestrator.lifecycle import ExecutionState
-from orchestrator.server import cuts
+from orchestrator.server import cuts, file_answers
 from orchestrator.server.executions import check_key
 from orchestrator.server.parts import Parts, Reader, ThePart, Writer
 from orchestrator.server.waiting import preferred_wait_s
@@ -102,6 +103,17 @@ async def _list(parts: Parts, only: Execution | None, tenant: str, cursor: str, 
 async def record(sid: str, parts: ThePart, caller: Reader) -> SnapshotAnswer:
     """By its id, a unique prefix of it, or its name."""
     return SnapshotAnswer.of(await parts.find_snapshot(sid, caller))
+
+
+@router.get("/{sid}/export", response_class=Response, summary="Export")
+async def export(sid: str, parts: ThePart, caller: Reader) -> Response:
+    """All it holds, `workspace/` and `state/`, as a tar.zst that any tar reads; streamed. A submit's `archive` begins
+    with it, here or elsewhere."""
+    found = await parts.find_snapshot(sid, caller)
+    await parts.reach.snapshot_files(found)  # which says what to do where it is not here
+    assert parts.store is not None
+    pieces = await parts.in_thread(partial(parts.store.pack, found.id))
+    return file_answers.packed(parts, pieces, f"{found.id}.tar.zst", "tar.zst")
 
 
 @router.patch("/{sid}", response_model=SnapshotAnswer, summary="Name and labels")

@@ -201,9 +201,18 @@ class SubmitBody(RequestModel):
     model: Model = ""
     egress: EgressBody = Field(default_factory=lambda: EgressBody())
     snapshots: SnapshotsBody = Field(default_factory=lambda: SnapshotsBody())
+    archive: Sha256 | None = Field(
+        default=None, description="digest of an uploaded tar.zst, as a snapshot's export gives it: what it begins with"
+    )
 
     @model_validator(mode="after")
     def _fits_together(self) -> SubmitBody:
+        if self.archive and self.files:
+            bounds.refuse(
+                "files: it begins with what the archive holds",
+                limit="absent, where there is `archive`",
+                remedy="copy them in when it is there, or pack them into the archive",
+            )
         seen: set[str] = set()
         for file in self.files:
             if file.path in seen:
@@ -268,5 +277,6 @@ class SubmitBody(RequestModel):
             model=self.model,
             egress=self.egress.noun(),
             snapshots=self.snapshots.noun(),
+            archive=self.archive or "",
             tenant=tenant,
         )

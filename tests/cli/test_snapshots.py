@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -114,6 +115,27 @@ def test_fork_rewind_tree(sleeper: Place) -> None:
     whole = json.loads(sleeper.ok("tree", "--json", old))
     assert whole["root"] == before and len(whole["executions"]) == 5
     sleeper.ok("rm", "-f", *forks, old, back)
+
+
+def test_export_and_a_run_from_it(sleeper: Place, tmp_path: Path) -> None:
+    begin(sleeper, "away")
+    say(sleeper, "away", "one", "got one as 1")
+    taken = sleeper.ok("snapshot", "create", "away").strip()
+    file = tmp_path / "away.tar.zst"
+    assert sleeper.ok("snapshot", "export", taken, "-o", str(file)) == f"{file}\n"
+    assert sleeper.carrel("snapshot", "export", taken, "-o", "-").stdout == file.read_bytes()
+    listed = subprocess.run(["tar", "-tf", file], check=True, capture_output=True, text=True).stdout.split()
+    assert {"workspace/log", "state/starts"} <= set(listed)
+    begin_again = ("run", "-d", "--harness", "ledger", "--name", "back", "--from-archive", str(file), "go on")
+    sleeper.ok(*begin_again)
+    until(lambda: "up 1 of 2" in sleeper.ok("logs", "back"), "its state is the other's")
+    say(sleeper, "back", "two", "got two as 2")
+    sleeper.ok("kill", "away", "back")
+    file.write_bytes(file.read_bytes()[:100])
+    cut = sleeper.carrel("run", "--harness", "ledger", "--from-archive", str(file), "go on")
+    assert cut.returncode != 0 and b"no whole tar.zst" in cut.stderr, cut.stderr
+    both = sleeper.carrel("run", "--from-archive", str(file), "--upload", str(file), "x")
+    assert both.returncode == 2 and b"--upload" in both.stderr
 
 
 def test_refusals_say_what_to_do(sleeper: Place) -> None:
