@@ -124,7 +124,8 @@ ChangeKind = Literal["created", "modified", "removed", "overflow", "ended"]
 
 @dataclass(frozen=True, slots=True)
 class FileChange:
-    """`overflow`: more happened than could be told (`path` ""): list again. `ended`: what was watched is gone."""
+    """`overflow`: more happened than could be told (`path` ""): list again. `ended`: what was watched is gone, or
+    folders came faster than they could be looked into; nothing follows."""
 
     change: ChangeKind
     path: str = ""
@@ -137,7 +138,8 @@ class Watch(Protocol):
         """Readable when `read` has something to say."""
 
     def read(self) -> Sequence[FileChange]:
-        """What happened since, each (change, path) once; without waiting. A folder that was made or moved in is told
+        """What happened since, each (change, path) once; without waiting. Ask now and then also where nothing did: that
+        the folder itself was removed may show only here. A folder that was made or moved in is told
         with all that is in it."""
 
     def close(self) -> None: ...

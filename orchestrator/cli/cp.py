@@ -83,12 +83,12 @@ def _upload(client: Client, found: Execution, source: str, target: str) -> int:
     into = not place or target.endswith("/") or _is_directory(found, place)
     if into and not (Path(source).is_dir() and source.rstrip("/").endswith("/.")):
         place = str(PurePosixPath(place) / name)
-    gathered = gathering.gather([f"{source}:{place}"], say=console.note, names=NAMES)
     if Path(source).is_dir():
+        gathered = gathering.gather([f"{source}:{place}"], say=console.note, names=NAMES, as_archive=True)
         prefix = place + "/" if place else ""
         packed = gathering.packed((local, path.removeprefix(prefix)) for local, path in gathered)
-        found.files.unpack(place, packed)
-        return len(gathered)
+        return found.files.unpack(place, packed).files
+    gathered = gathering.gather([f"{source}:{place}"], say=console.note, names=NAMES)
     for local, path in gathered:
         executable = os.access(local, os.X_OK)
         found.files.write(path, local, mode=0o755 if executable else 0o644)

@@ -25,7 +25,7 @@ def diff(
         found = reaching.execution(client, execution).files.diff(before, after, path=path, patch=patch)
         for one in found:
             if as_json:
-                console.line(one.model_dump_json(exclude_none=True))
+                console.json_line(one.model_dump_json(exclude_none=True))
                 continue
             shown = console.printable(one.path)
             if one.patch:

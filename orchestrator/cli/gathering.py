@@ -36,13 +36,14 @@ UPLOAD = Names()
 
 
 def gather(
-    wishes: Sequence[str], *, say: Callable[[str], None] | None, names: Names = UPLOAD
+    wishes: Sequence[str], *, say: Callable[[str], None] | None, names: Names = UPLOAD, as_archive: bool = False
 ) -> list[tuple[Path, str]]:
-    """(local file, path in the workspace) of every `SRC[:DST]`. Raises BadInput whose field is one of `names`."""
+    """(local file, path in the workspace) of every `SRC[:DST]`. Raises BadInput whose field is one of `names`.
+    `as_archive`: directories too, so that empty ones come along, and any number: the server bounds what it unpacks."""
     found: dict[str, Path] = {}
     left_out: list[str] = []
     for wish in wishes:
-        for source, path in _walk(wish, left_out, names):
+        for source, path in _walk(wish, left_out, names, as_archive):
             if path in found and found[path] != source:
                 raise _bad(
                     names.place,
@@ -50,7 +51,7 @@ def gather(
                     "give one another DST",
                 )
             found[path] = source
-            if len(found) > FILE_COUNT:
+            if len(found) > FILE_COUNT and not as_archive:
                 raise _bad(
                     names.source, f"{wish}: more than {FILE_COUNT} files", "pack them: tar -cf x.tar …, and send x.tar"
                 )
@@ -60,7 +61,7 @@ def gather(
     return [(source, path) for path, source in found.items()]
 
 
-def _walk(wish: str, left_out: list[str], names: Names) -> Iterator[tuple[Path, str]]:
+def _walk(wish: str, left_out: list[str], names: Names, folders_too: bool) -> Iterator[tuple[Path, str]]:
     text, colon, place = wish.rpartition(":")
     if not colon or Path(wish).exists():
         text, place = wish, ""
@@ -81,6 +82,9 @@ def _walk(wish: str, left_out: list[str], names: Names) -> Iterator[tuple[Path, 
     for folder, folders, files in os.walk(source, onerror=_unreadable):
         folders.sort()
         inside = Path(folder)
+        if folders_too and inside != source:
+            relative = inside.relative_to(source).as_posix()
+            yield inside, f"{place}/{relative}" if place else relative
         for name in sorted(files) + [one for one in folders if (inside / one).is_symlink()]:
             path = inside / name
             relative = path.relative_to(source).as_posix()
@@ -118,6 +122,11 @@ def _bad(field: str, message: str, remedy: str) -> BadInput:
 def packed(gathered: Iterable[tuple[Path, str]]) -> Iterator[bytes]:
     """The same as one tar, piece by piece. A file that shrinks meanwhile is padded: its size was said already."""
     for source, path in gathered:
+        if source.is_dir():
+            folder = tarfile.TarInfo(path)
+            folder.type, folder.mode = tarfile.DIRTYPE, 0o755
+            yield folder.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
+            continue
         with source.open("rb") as file:
             found = os.fstat(file.fileno())
             info = tarfile.TarInfo(path)

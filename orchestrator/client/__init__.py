@@ -13,7 +13,7 @@
 | `requests` `snapshot_requests` `answers` | every call of the API as a Request; what its answer means |
 | `spelling` | path, body, preference and key of a request |
 | `calls` `waiting` `snapshotting` `following` | the core: retries, cursors, endings; generators of steps |
-| `executing` `downloading` | the same, of one command and one file |
+| `executing` `downloading` `changes` | the same, of one command, one file, and what changes in a directory |
 | `sse` `patience` `address` `uploads` | decoder, backoff, where a server is, local content |
 | `transport` | carries out one step with httpx; decides nothing |
 | `sync` `aio` `sync_files` `aio_files` | the two skins |

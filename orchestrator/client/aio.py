@@ -14,7 +14,17 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from orchestrator import profile
-from orchestrator.client import address, calls, downloading, executing, following, requests, snapshot_requests, uploads
+from orchestrator.client import (
+    address,
+    calls,
+    changes,
+    downloading,
+    executing,
+    following,
+    requests,
+    snapshot_requests,
+    uploads,
+)
 from orchestrator.client.aio_files import AsyncArtifacts, AsyncFiles
 from orchestrator.client.answers import HistoryPage
 from orchestrator.client.channel import ChannelCore
@@ -227,6 +237,10 @@ class AsyncClient:
         return self.items(
             downloading.download(request, patience=self._patience, clock=self._clock, url=self.address.url)
         )
+
+    def watch(self, request: Request[None]) -> AsyncGenerator[changes.Change, None]:
+        """See sync.Client.watch."""
+        return self.items(changes.watch(request, patience=self._watching, clock=self._clock, url=self.address.url))
 
 
 class AsyncExecution:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.client import requests, uploads
+from orchestrator.client.changes import Change
 from orchestrator.client.exchange import Body
 from orchestrator.wire.files import Artifact, DifferenceAnswer, FileEntry, UnpackedAnswer
 from orchestrator.workspace import ArchiveFormat
@@ -107,6 +108,10 @@ class AsyncFiles:
             start = page.next
             if not start:
                 return
+
+    def watch(self, path: str = "") -> AsyncGenerator[Change, None]:
+        """See sync_files.Files.watch."""
+        return self._client.watch(requests.watch(self._id, path))
 
     async def download(self, path: str, target: Path, *, snapshot: str = "") -> Path:
         """See sync_files.Files.download."""

@@ -1,6 +1,7 @@
 """What the client hands out, in one place, for programs that use it (the command line is one). Nothing of its own."""
 
 from orchestrator.client.answers import HistoryPage
+from orchestrator.client.changes import Change
 from orchestrator.client.executing import ExecEvent, Exited, Output, Started
 from orchestrator.client.following import Batch
 from orchestrator.events import Cursor, Event
@@ -20,6 +21,7 @@ __all__ = [
     "FILE_COUNT",
     "Artifact",
     "Batch",
+    "Change",
     "Cursor",
     "DifferenceAnswer",
     "Event",

@@ -266,6 +266,11 @@ def _seen(snapshot: str, **query: str | bool) -> dict[str, str]:
     return {name: "true" if value is True else str(value) for name, value in said.items() if value}
 
 
+def watch(execution: str, path: str) -> Request[None]:
+    """What changes below a directory, as events. Read by changes.py."""
+    return Request("GET", _file(execution, path), answers.nothing, query={"watch": "true"})
+
+
 def blob_known(sha256: str) -> Request[bool]:
     """Whether this content is there already."""
     return Request("HEAD", f"{V1}/blobs/{sha256}", answers.known, also=frozenset({404}))

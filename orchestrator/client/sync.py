@@ -14,7 +14,17 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from orchestrator import profile
-from orchestrator.client import address, calls, downloading, executing, following, requests, snapshot_requests, uploads
+from orchestrator.client import (
+    address,
+    calls,
+    changes,
+    downloading,
+    executing,
+    following,
+    requests,
+    snapshot_requests,
+    uploads,
+)
 from orchestrator.client.answers import HistoryPage
 from orchestrator.client.channel import ChannelCore
 from orchestrator.client.exchange import Call, Emit, Request, Sleep, Stream
@@ -232,6 +242,10 @@ class Client:
         return self.items(
             downloading.download(request, patience=self._patience, clock=self._clock, url=self.address.url)
         )
+
+    def watch(self, request: Request[None]) -> Iterator[changes.Change]:
+        """What changes below a directory (see changes.py)."""
+        return self.items(changes.watch(request, patience=self._watching, clock=self._clock, url=self.address.url))
 
 
 class Execution:

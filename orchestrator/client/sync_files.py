@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.client import requests, uploads
+from orchestrator.client.changes import Change
 from orchestrator.client.exchange import Body
 from orchestrator.wire.files import Artifact, DifferenceAnswer, FileEntry, UnpackedAnswer
 from orchestrator.workspace import ArchiveFormat
@@ -104,6 +105,10 @@ class Files:
             start = page.next
             if not start:
                 return
+
+    def watch(self, path: str = "") -> Iterator[Change]:
+        """What changes below a directory from now on, until it is gone. Raises NotFound, Conflict, TooMany."""
+        return self._client.watch(requests.watch(self._id, path))
 
     def download(self, path: str, target: Path, *, snapshot: str = "") -> Path:
         """Into a file here: to a temporary name beside it, then renamed."""

@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Iterable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import httpx
 
@@ -101,8 +102,7 @@ class SyncLine:
     def _build(self, request: Request[Any]) -> httpx.Request:
         return self._http.build_request(
             request.method,
-            request.path,
-            params=_params(request),
+            _url(request),
             headers=dict(request.headers),
             content=_sync_content(request.body),
             timeout=_timeout(request, self._silence_s),
@@ -188,8 +188,7 @@ class AsyncLine:
     def _build(self, request: Request[Any]) -> httpx.Request:
         return self._http.build_request(
             request.method,
-            request.path,
-            params=_params(request),
+            _url(request),
             headers=dict(request.headers),
             content=_async_content(request.body),
             timeout=_timeout(request, self._silence_s),
@@ -231,8 +230,10 @@ class AsyncLine:
                 await opened.aclose()
 
 
-def _params(request: Request[Any]) -> dict[str, str | list[str]] | None:
-    return dict(request.query) or None
+def _url(request: Request[Any]) -> str:
+    # Spelled here: names in a query need not be UTF-8 either (surrogateescape).
+    query = urlencode(request.query, doseq=True, errors="surrogateescape")
+    return f"{request.path}?{query}" if query else request.path
 
 
 def _sync_content(body: Body) -> bytes | Iterator[bytes]:

@@ -2,7 +2,7 @@
 bounded memory. Knows only the port of files.
 
 Content is compared where size, or time of change, or neither says enough: the same size and the same time to the
-microsecond count as the same, as for rsync.
+microsecond count as the same, as for rsync; files of another time that are too large to read for this count as changed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from orchestrator.workspace import Files, FileStat
 
 _PAGE: Final = 1000
 _READ_BYTES: Final = 1 << 20
-_COMPARED_BYTES: Final = 2 << 30  # so much is read for one page; the next goes on
+_COMPARED_BYTES: Final = 2 << 30  # so much is read for one page; the next goes on. A larger file is not read: a sparse
+# terabyte costs whoever made it nothing, and would cost us minutes
 _PATCHED_BYTES: Final = 4 << 20
 _LOOKED_AT: Final = 200_000
 
@@ -48,11 +49,10 @@ def differences(
         last = there.path
         if old and new:
             if old.kind == new.kind == "file" and old.size_bytes == new.size_bytes:
-                if old.modified_at != new.modified_at:
+                differ = old.modified_at != new.modified_at
+                if differ and old.size_bytes <= _COMPARED_BYTES:
                     compared += 2 * old.size_bytes
                     differ = _content_differs(before, after, old, new)
-                else:
-                    differ = False
             else:
                 differ = old.kind != new.kind or (old.kind == "file") or old.target != new.target
             if not differ and old.mode == new.mode:

@@ -53,8 +53,10 @@ class _AnyPath(Convertor[str]):
 register_url_convertor("anypath", _AnyPath())
 
 
-async def files_of(parts: Parts, id: str, caller: Token) -> Files:
-    """Those of the execution a path names, to change."""
+async def files_of(parts: Parts, id: str, caller: Token, request: Request) -> Files:
+    """Those of the execution a path names, to change. Raises Conflict where a snapshot's were meant."""
+    if query_path(request, "snapshot") not in ("", NOW):
+        raise Conflict("a snapshot cannot be changed", state="read_only", remedy="fork it, and write there")
     return await parts.reach.files(await parts.find(id, caller))
 
 
@@ -102,8 +104,8 @@ def place_of(after: str) -> str:
 
 
 def query_path(request: Request, name: str) -> str:
-    """A path in the query, decoded once, byte for byte. "" = not given."""
-    for pair in request.scope["query_string"].split(b"&"):
+    """A path in the query, decoded once, byte for byte; the last one counts. "" = not given."""
+    for pair in reversed(request.scope["query_string"].split(b"&")):
         key, _, value = pair.partition(b"=")
         if key == name.encode():
             return os.fsdecode(unquote_to_bytes(value.replace(b"+", b" ")))

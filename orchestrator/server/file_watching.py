@@ -44,7 +44,6 @@ async def _changes(parts: Parts, execution: Execution, watch: Watch, permit: Per
                         yield _told(FileChange("ended"))
                         return
                     yield b":\n\n"
-                    continue
                 changes = await parts.in_thread(watch.read)
                 if changes:
                     yield b"".join(map(_told, changes))

@@ -46,7 +46,7 @@ async def write(
         raise BadInput("this is not a file mode", field="mode", limit='octal text, "0000" to "0777"', remedy="0644")
     name = path_of(request, "files")
     match, absent = _condition(if_match, if_none_match)
-    files = await files_of(parts, id, caller)
+    files = await files_of(parts, id, caller, request)
     request.scope["carrel.held"] = True  # as slow as its sender
     if unpack is not None:
         if match is not None or absent:
@@ -78,7 +78,7 @@ async def change(
     """`mkdir`: a folder, with those above it; one that is there already is fine. `move`: another name within the
     workspace, in one step, over nothing unless asked."""
     name = path_of(request, "files")
-    files = await files_of(parts, id, caller)
+    files = await files_of(parts, id, caller, request)
     if op == "mkdir":
         return json_of(FileEntry.of(await parts.in_thread(files.mkdir, name)), status_code=201)
     if op is None:
@@ -99,7 +99,7 @@ async def remove(
     recursive: Annotated[bool, Query(description="a folder and all in it")] = False,
 ) -> Response:
     """A file, a link (not what it leads to), an empty folder; or with all in it."""
-    files = await files_of(parts, id, caller)
+    files = await files_of(parts, id, caller, request)
     await parts.in_thread(partial(files.remove, path_of(request, "files"), recursive=recursive))
     return Response(status_code=204)
 

@@ -11,7 +11,15 @@ from fastapi import APIRouter, Query, Request, Response
 from orchestrator.errors import BadInput, NotFound
 from orchestrator.server import file_answers
 from orchestrator.server.differing import differences
-from orchestrator.server.file_answers import json_of, path_of, place_of, place_shown, seen_files, wanted_archive
+from orchestrator.server.file_answers import (
+    json_of,
+    path_of,
+    place_of,
+    place_shown,
+    query_path,
+    seen_files,
+    wanted_archive,
+)
 from orchestrator.server.file_watching import watching
 from orchestrator.server.parts import Reader, ThePart
 from orchestrator.wire.files import DifferenceAnswer, DifferencePage, FileEntry, FilePage
@@ -51,6 +59,8 @@ async def read(
     execution = await parts.find(id, caller)
     name = path_of(request, "files")
     if watch:
+        if snapshot not in ("", file_answers.NOW):
+            raise BadInput("a snapshot does not change", field="snapshot", limit="now", remedy="watch without it")
         files = await parts.reach.files(execution)
         return await watching(parts, execution, files, name, parts.permit(caller))
     files = await seen_files(parts, execution, caller, snapshot)
@@ -63,8 +73,8 @@ async def read(
     if format := wanted_archive(archive, request.headers.get("accept", "")):
         return await file_answers.archive(parts, files, name, format)
     if glob:
-        page = await parts.in_thread(_find, files, name, glob, place_of(after), limit)
-        return json_of(page)
+        pattern = query_path(request, "glob")
+        return json_of(await parts.in_thread(_find, files, name, pattern, place_of(after), limit))
     return json_of(await parts.in_thread(_list, files, name, recursive, place_of(after), limit))
 
 
@@ -74,6 +84,7 @@ async def root(
     request: Request,
     parts: ThePart,
     caller: Reader,
+    stat: Annotated[bool, Query()] = False,
     recursive: Annotated[bool, Query()] = False,
     glob: Glob = "",
     limit: Limit = 1000,
@@ -83,7 +94,7 @@ async def root(
     snapshot: Snap = "",
 ) -> Response:
     """/workspace itself, for those who leave the slash out."""
-    return await read(id, "", request, parts, caller, False, recursive, glob, limit, after, archive, watch, snapshot)
+    return await read(id, "", request, parts, caller, stat, recursive, glob, limit, after, archive, watch, snapshot)
 
 
 @router.head("/files/{path:anypath}", include_in_schema=False)
@@ -108,16 +119,17 @@ async def search(
     """Entries anywhere below the folder whose own name has this in it, or fits it where it holds `*`, `?` or `[`.
     A page may be short, or empty, and still have a `next`: so far was looked."""
     files = await seen_files(parts, await parts.find(id, caller), caller, snapshot)
+    name, path = query_path(request, "name"), query_path(request, "path")  # byte for byte
     wanted = name if any(char in name for char in "*?[") else f"*{name}*"
     if not name or "/" in wanted:
         raise BadInput("this is no name", field="name", limit="one name, no slash", remedy="list with ?glob=")
-    page = await parts.in_thread(_find, files, path, f"**/{wanted}", place_of(after), limit)
-    return json_of(page)
+    return json_of(await parts.in_thread(_find, files, path, f"**/{wanted}", place_of(after), limit))
 
 
 @router.get("/diff", response_model=DifferencePage, summary="What differs")
 async def diff(
     id: str,
+    request: Request,
     parts: ThePart,
     caller: Reader,
     from_: Annotated[str, Query(alias="from", max_length=128, description="a snapshot, or now")] = "",
@@ -137,6 +149,7 @@ async def diff(
         from_ = newest.snapshots[0].id
     before = await seen_files(parts, execution, caller, from_)
     now = await seen_files(parts, execution, caller, to)
+    path = query_path(request, "path")
     compare = partial(differences, before, now, path, start=place_of(after), limit=limit, patch=patch)
     found, next_ = await parts.in_thread(compare)
     changes = [DifferenceAnswer.of(one.change, one.before, one.after, one.patch) for one in found]

@@ -71,7 +71,7 @@ def open_folder(root: int, name: bytes) -> int:
     have = len(names)
     while True:
         try:
-            here = open_inside(root, b"/".join(names[:have]), flags)
+            here = open_changeable(root, b"/".join(names[:have]), flags)
             break
         except FileNotFoundError:
             have -= 1
@@ -85,6 +85,17 @@ def open_folder(root: int, name: bytes) -> int:
             raise
         os.close(above)
     return here
+
+
+def open_changeable(root: int, name: bytes, flags: int) -> int:
+    """The folder `name` below `root`, to change what is in it. Never `root` itself, where a link `../..` ends: what
+    lies beside `workspace` and `state` is ours. Raises OSError."""
+    folder = open_inside(root, name, flags)
+    there, top = os.fstat(folder), os.fstat(root)
+    if (there.st_dev, there.st_ino) == (top.st_dev, top.st_ino):
+        os.close(folder)
+        raise OSError(errno.EXDEV, "leaves the workspace")
+    return folder
 
 
 def _made(parent: int, name: bytes, flags: int) -> int:

@@ -14,8 +14,7 @@ from typing import Final
 
 from orchestrator.errors import BadInput, Conflict
 from orchestrator.workspaces.durable import disk_errors
-from orchestrator.workspaces.lookup import looked_up, open_folder
-from orchestrator.workspaces.openat2 import open_inside
+from orchestrator.workspaces.lookup import looked_up, open_changeable, open_folder
 from orchestrator.workspaces.removal import remove_below
 from orchestrator.workspaces.renaming import rename_new
 
@@ -36,7 +35,7 @@ def move(root: int, old: bytes, new: bytes, path: str, to: str, *, overwrite: bo
         )
     with contextlib.ExitStack() as held:
         with looked_up(path):
-            old_folder = held.enter_context(_open(open_inside(root, old.rpartition(b"/")[0], _FOLDER)))
+            old_folder = held.enter_context(_open(open_changeable(root, old.rpartition(b"/")[0], _FOLDER)))
             os.stat(old_last, dir_fd=old_folder, follow_symlinks=False)  # before a folder is made for it
         with looked_up(to, "to"), disk_errors("workspace"):
             new_folder = held.enter_context(_open(open_folder(root, new.rpartition(b"/")[0])))
@@ -54,7 +53,7 @@ def move(root: int, old: bytes, new: bytes, path: str, to: str, *, overwrite: bo
 def remove(root: int, name: bytes, path: str, *, recursive: bool) -> None:
     """The port's `remove`."""
     last = _last(name, path, "path")
-    with looked_up(path), _open(open_inside(root, name.rpartition(b"/")[0], _FOLDER)) as folder:
+    with looked_up(path), _open(open_changeable(root, name.rpartition(b"/")[0], _FOLDER)) as folder:
         found = os.stat(last, dir_fd=folder, follow_symlinks=False)
         if not stat.S_ISDIR(found.st_mode):
             os.unlink(last, dir_fd=folder)

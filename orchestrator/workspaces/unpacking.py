@@ -22,7 +22,14 @@ from orchestrator.workspace import ArchiveFormat, Unpacked, UnpackLimits
 from orchestrator.workspaces import listing
 from orchestrator.workspaces.durable import disk_errors, sync_filesystem
 from orchestrator.workspaces.incoming import Incoming, Member, bad_archive
-from orchestrator.workspaces.lookup import MAX_NAME_BYTES, PERMISSIONS, give_to_harness, looked_up, open_folder
+from orchestrator.workspaces.lookup import (
+    MAX_NAME_BYTES,
+    PERMISSIONS,
+    give_to_harness,
+    looked_up,
+    open_changeable,
+    open_folder,
+)
 from orchestrator.workspaces.openat2 import open_inside
 from orchestrator.workspaces.removal import remove_below
 from orchestrator.workspaces.renaming import rename_new
@@ -235,7 +242,7 @@ def _publish(vol: int, stage_name: bytes, stage: int, root: int, name: bytes, pa
             pass
         finally:
             os.close(folder)
-    target = open_inside(root, name, os.O_RDONLY | os.O_DIRECTORY | os.O_NONBLOCK)
+    target = open_changeable(root, name, os.O_RDONLY | os.O_DIRECTORY | os.O_NONBLOCK)
     try:
         _check_merge(stage, target, path)
         _merge(stage, target, path)

@@ -23,13 +23,26 @@ from orchestrator.workspaces.openat2 import open_inside
 
 MAX_FOLDERS: Final = 8192  # of one watch: the kernel keeps about 1 KiB for each
 MAX_TOLD: Final = 4096  # changes of one read
+MAX_WALKED: Final = 50_000  # entries looked at in one read: folders that come and go faster than they can be walked
+_MOST_READS: Final = 32  # in one read: a program may make the same change without end
 _READ_BYTES: Final = 64 << 10
 
 _MODIFY, _ATTRIB, _CLOSE_WRITE, _MOVED_FROM, _MOVED_TO = 0x2, 0x4, 0x8, 0x40, 0x80
 _CREATE, _DELETE, _DELETE_SELF, _MOVE_SELF = 0x100, 0x200, 0x400, 0x800
 _UNMOUNT, _Q_OVERFLOW, _IGNORED, _ISDIR = 0x2000, 0x4000, 0x8000, 0x40000000
 _ONLYDIR: Final = 0x01000000
-_MASK: Final = _MODIFY | _ATTRIB | _CLOSE_WRITE | _MOVED_FROM | _MOVED_TO | _CREATE | _DELETE | _DELETE_SELF | _ONLYDIR
+_MASK: Final = (
+    _MODIFY
+    | _ATTRIB
+    | _CLOSE_WRITE
+    | _MOVED_FROM
+    | _MOVED_TO
+    | _CREATE
+    | _DELETE
+    | _DELETE_SELF
+    | _MOVE_SELF
+    | _ONLYDIR
+)
 _HEAD: Final = struct.Struct("iIII")
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -46,6 +59,8 @@ class InotifyWatch:
         self._told: dict[tuple[ChangeKind, bytes], None] = {}
         self._full = False
         self._overflow = False  # to be told
+        self._lost = False  # more folders came than could be walked: not all are watched any more
+        self._walked = 0
         descriptor = _libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
         if descriptor < 0:
             os.close(folder)
@@ -64,8 +79,11 @@ class InotifyWatch:
 
     def read(self) -> Sequence[FileChange]:
         self._told = {}
+        self._walked = 0
         ended = False
-        while len(self._told) < MAX_TOLD:
+        for _ in range(_MOST_READS):
+            if len(self._told) >= MAX_TOLD or self._lost:
+                break
             try:
                 data = os.read(self._inotify, _READ_BYTES)
             except BlockingIOError:
@@ -73,7 +91,7 @@ class InotifyWatch:
             for watch, mask, name in _events(data):
                 if mask & (_Q_OVERFLOW | _UNMOUNT):
                     self._overflow = True
-                elif mask & _DELETE_SELF:
+                elif mask & (_DELETE_SELF | _MOVE_SELF):
                     ended |= self._names.get(watch) == b""
                 elif mask & _IGNORED:
                     self._forget(watch)
@@ -83,7 +101,8 @@ class InotifyWatch:
         if self._overflow:
             self._overflow = False
             said.insert(0, FileChange("overflow"))
-        if ended:
+        # While we hold the folder open, the kernel tells of its removal to nobody.
+        if ended or self._lost or not os.fstat(self._root).st_nlink:
             said.append(FileChange("ended"))
         return said
 
@@ -152,7 +171,10 @@ class InotifyWatch:
                     self._tell("created", path)
                 if stat.S_ISDIR(entry.stat.st_mode):
                     self._add(path)
-                if self._full and (not tell or self._overflow):
+                self._walked += 1
+                if tell and self._walked > MAX_WALKED:
+                    self._overflow = self._lost = True
+                if self._lost or (self._full and (not tell or self._overflow)):
                     return
         finally:
             os.close(folder)
