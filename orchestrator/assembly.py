@@ -32,7 +32,7 @@ from orchestrator.gateway.token import KEY_FILE, load_secret
 from orchestrator.gateway.unix import UnixGateways
 from orchestrator.gateways import Gateways
 from orchestrator.image_context import image_context
-from orchestrator.model_settings import load_models
+from orchestrator.model_settings import load_allowed, load_models
 from orchestrator.models import ModelPolicy
 from orchestrator.reaches.local import LocalReach
 from orchestrator.sandbox import SandboxDriver
@@ -193,6 +193,7 @@ def app_of(parts: Installed) -> FastAPI:
             default_resources=settings.default_resources,
             default_limits=settings.default_limits,
             catalogue=load_catalogue(Path(settings.harness_dir).expanduser() if settings.harness_dir else None),
+            allowed_models=load_allowed(settings),
         ),
     )
 

@@ -18,6 +18,7 @@ from orchestrator.execution import CancelWant, Execution, FileRef, OutcomeKind
 from orchestrator.executions import Filter
 from orchestrator.harnesses import BUILT_IN
 from orchestrator.lifecycle import ExecutionState
+from orchestrator.models import check_allowed
 from orchestrator.server.parts import Parts, Reader, ThePart, Writer
 from orchestrator.server.waiting import first_page, preferred_wait_s
 from orchestrator.wire import bounds
@@ -60,6 +61,8 @@ async def submit(
     )
     harness = parts.settings.catalogue.get(spec.harness)
     harness.check(spec)
+    if spec.model:
+        check_allowed(parts.settings.allowed_models, spec.tenant, spec.model)  # the gateway would only say so later
     files = await _files(parts, body.files)
     # Of the body, not of the spec: the installation's defaults may change between two sends of one key.
     digest = hashlib.sha256(json.dumps(body.model_dump(), sort_keys=True).encode()).hexdigest()
