@@ -96,7 +96,7 @@ class Repair:
 @dataclass(frozen=True, slots=True)
 class Tally:
     """Outcomes since a moment, for one group (harness, label value or tenant; "" = all), and what their model calls
-    cost together."""
+    cost together. `in_doubt`: their intents of which nobody knows whether they were done, and nobody has settled."""
 
     group: str
     completed: int
@@ -104,6 +104,7 @@ class Tally:
     by_reason: Mapping[str, int]
     resumed: int
     wall_s: float
+    in_doubt: int = 0
     spend: Spend = field(default_factory=Spend)
 
 

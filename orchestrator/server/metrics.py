@@ -58,6 +58,9 @@ class Metrics:
         )
         self._reasons = Gauge("carrel_reasons_1h", "The same, by reason.", ("reason",), registry=registry)
         self._resumed = Gauge("carrel_resumed_1h", "The same: those that needed another attempt.", registry=registry)
+        self._in_doubt = Gauge(
+            "carrel_intents_in_doubt_1h", "The same: their intents in doubt that nobody settled.", registry=registry
+        )
         self._wall_s = Gauge("carrel_wall_seconds_1h", "The same: their wall time in all.", registry=registry)
         self._calls = Gauge(
             "carrel_model_calls_1h", "The same: model calls that reached a provider.", registry=registry
@@ -77,6 +80,7 @@ class Metrics:
         for reason in Reason:
             self._reasons.labels(reason.value).set(sum(tally.by_reason.get(reason, 0) for tally in tallies))
         self._resumed.set(sum(tally.resumed for tally in tallies))
+        self._in_doubt.set(sum(tally.in_doubt for tally in tallies))
         self._wall_s.set(sum(tally.wall_s for tally in tallies))
         self._calls.set(sum(tally.spend.calls for tally in tallies))
         self._replays.set(sum(tally.spend.replays for tally in tallies))

@@ -1,6 +1,12 @@
 -- The journal of intents: the hash `{id}:intents`, whose fields are i:<key> = the intent as JSON, r:<key> = its result,
--- bytes = of both; and the list `{id}:intents:order` of its keys. Needs: record.
+-- bytes = of both, unsettled = how many nobody knows the end of, should the attempt be over; and the list
+-- `{id}:intents:order` of its keys. Needs: record.
 local function repeatable(effect) return effect == 'none' or effect == 'idempotent' end
+
+local function unsettled(of)
+  if of.state == 'in_doubt' or (of.state == 'open' and not repeatable(of.effect)) then return 1 end
+  return 0
+end
 
 local function intent_of(journal, name)
   local text = call('HGET', journal, 'i:' .. name)
@@ -11,6 +17,8 @@ end
 local function put_intent(journal, name, of, result)
   local text, before = cjson.encode(of), call('HMGET', journal, 'i:' .. name, 'r:' .. name)
   local size = #text - #(before[1] or '')
+  local more = unsettled(of) - (before[1] and unsettled(cjson.decode(before[1])) or 0)
+  if more ~= 0 then call('HINCRBY', journal, 'unsettled', more) end
   call('HSET', journal, 'i:' .. name, text)
   if result then
     size = size + #result - #(before[2] or '')
