@@ -111,23 +111,36 @@ class UnixGateways:
         )
         journal = JournalRoutes(self._intents, lease, execution.attempt)
         egress = self._egresses.open(execution, tell=tell, held=held) if self._egresses is not None else None
-        front = Front(
-            execution,
-            self._policy,
-            token_of(self._secret, execution.id),
-            calling,
-            journal,
-            self._upstream,
-            egress,
-            slots=slots,
-            room=Room(self._policy.request_bytes * _REQUESTS_HELD, self._room),
-            pace=Pace(self._clock),
-            tell=tell,
-            held=held,
-        )
-        server = await asyncio.start_unix_server(
-            lambda reader, writer: tasks.start_exchange(front, reader, writer), sock=_bound(at), limit=READ_BYTES
-        )
+        listener: socket.socket | asyncio.Server | None = None
+        try:
+            front = Front(
+                execution,
+                self._policy,
+                token_of(self._secret, execution.id),
+                calling,
+                journal,
+                self._upstream,
+                egress,
+                slots=slots,
+                room=Room(self._policy.request_bytes * _REQUESTS_HELD, self._room),
+                pace=Pace(self._clock),
+                tell=tell,
+                held=held,
+            )
+            listener = bound = _bound(at)
+            listener = server = await asyncio.start_unix_server(
+                lambda reader, writer: tasks.start_exchange(front, reader, writer),
+                sock=bound,
+                limit=READ_BYTES,
+                start_serving=False,
+            )
+            await server.start_serving()
+        except BaseException:  # a cancellation, too: nobody else knows of what listens there
+            if listener is not None:
+                listener.close()
+            if egress is not None:
+                await egress.close()
+            raise
         return UnixGateway(front, calling, journal, egress, server, tasks)
 
 

@@ -66,8 +66,11 @@ class RecordingGateways:
 
     opened: list[Opened] = field(default_factory=list)
     fail: list[Exception] = field(default_factory=list)
+    untold: list[Exception] = field(default_factory=list)
 
     def environment(self, execution: Execution) -> Mapping[str, str]:
+        if self.untold:
+            raise self.untold.pop(0)
         return {"CARREL_GATEWAY": "here", "MODEL": execution.spec.model or "default"}
 
     async def open(
