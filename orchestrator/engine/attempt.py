@@ -13,7 +13,7 @@ import contextlib
 import logging
 import signal
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Final
 
@@ -26,7 +26,7 @@ from orchestrator.engine.crash_point import crash_point
 from orchestrator.engine.environment import stdin_of
 from orchestrator.engine.parts import Parts
 from orchestrator.engine.placing import place
-from orchestrator.engine.reading import INTERRUPT_PREFIX
+from orchestrator.engine.reading import INTERRUPT_PREFIX, Exit
 from orchestrator.engine.relay import Relay
 from orchestrator.engine.scribe import Scribe
 from orchestrator.engine.steering import Steering
@@ -143,12 +143,15 @@ class Attempt:
         """Everyone this attempt needs, now that it has its number and its sandbox's name."""
         parts, history, scribe, changed = self._parts, self._parts.history, self.scribe, self._changed
         self._way_out = WayOut(parts, self._lease, execution, scribe, self._held, changed)
-        self._relay = Relay(history, scribe, execution, lambda end: self._closing.killed(end, self._relay.failures))
+        self._relay = Relay(history, scribe, execution, self._outlived)
         self._steering = Steering(history, scribe, self._relay.reading, stdin_of(execution), execution.id)
         self._arrival = Arrival(parts, self._lease, execution, changed, self._way_out)
         self._approach = Approach(parts, scribe, execution, self._arrival, placement, changed)
         self._wishes = Wishes(parts, scribe, execution)
         self._closing = Closing(parts, scribe, execution, self._steering, self._stopping, self._way_out)
+
+    async def _outlived(self, end: Exit, unwritten: Sequence[Entry]) -> tuple[Entry, Change] | None:
+        return await self._closing.killed(end, unwritten, self._relay.failures)
 
     def _handed_over(self) -> bool:
         """Everything is as another owner may find it: asked to, and no model call is under way any more."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -28,12 +28,13 @@ logger = logging.getLogger(__name__)
 
 _INBOX_PAGE: Final = 1000
 
-Outlived = Callable[[Exit], Awaitable[tuple[Entry, Change] | None]]
+Outlived = Callable[[Exit, Sequence[Entry]], Awaitable[tuple[Entry, Change] | None]]
 
 
 class Relay:
     """Of one attempt in one epoch. `exit` is the harness's end, once it has been written. `outlived` says of the end of
-    a running one what is told and changed where another attempt follows, None where this is the end."""
+    a running one, and of what is written with it, what is told and changed where another attempt follows, None where
+    this is the end."""
 
     def __init__(self, history: History, scribe: Scribe, execution: Execution, outlived: Outlived) -> None:
         self.reading = Reading(execution)
@@ -95,7 +96,7 @@ class Relay:
             # Killed while frozen: only what runs can exit, as the table has it.
             await self._scribe.move(Trigger.RESUME)
         if self._scribe.state is ExecutionState.RUNNING:
-            if (follows := await self._outlived(end)) is not None:
+            if (follows := await self._outlived(end, spooled.entries)) is not None:
                 # One append: a crash between the exit and what follows would leave an exit that means an end.
                 lost, again = follows
                 merged = replace(
