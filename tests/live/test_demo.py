@@ -19,7 +19,13 @@ pytestmark = [pytest.mark.docker, pytest.mark.root, pytest.mark.timeout(300), py
 TASK = "Write a small project with a unittest, plant one small bug in it, see the test fail, mend it."
 
 
-@pytest.fixture(scope="module", params=["openai-chat", "anthropic-messages", "openai-responses"])
+@pytest.fixture(
+    scope="module",
+    params=[
+        "anthropic-messages",
+        *(pytest.param(api, marks=pytest.mark.full) for api in ("openai-chat", "openai-responses")),
+    ],
+)
 def place(sandbox_image: str, request: pytest.FixtureRequest) -> Iterator[Place]:
     settings = (f"image={sandbox_image}", "scripted_model=demo", f"default_model_api={request.param}")
     made = Place(Path(tempfile.mkdtemp(prefix="crl-", dir="/tmp")), settings=settings)
