@@ -205,24 +205,3 @@ async def test_nothing_is_left_running(rig: Rig) -> None:
         await reached.raw(b"garbage\r\n\r\n")
         await reached.gateway.close(grace_s=1)
         assert not ours()
-
-
-async def test_one_given_up_while_it_opens_leaves_nothing_that_listens(rig: Rig, short_dir: Path) -> None:
-    """Its caller has nothing to close: only `open` knows of it."""
-    async with UnixGateways(
-        rig.policy("http://127.0.0.1:9"), rig.store.calls, rig.store.intents, SystemClock(), SECRET
-    ) as some:
-        lease = await rig.store.running()
-
-        async def tell(entry: object) -> None:
-            raise AssertionError(entry)
-
-        at = short_dir / "gateway.sock"
-        opening = asyncio.create_task(some.open(lease, await rig.execution(), at, tell=tell, held=lambda: True))
-        while not at.exists():
-            await asyncio.sleep(0)
-        opening.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await opening
-        with pytest.raises(ConnectionRefusedError):
-            await asyncio.open_unix_connection(at)
