@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Protocol
+from typing import Final, Protocol
 
 from orchestrator.execution import (
     BudgetWant,
@@ -27,6 +27,12 @@ from orchestrator.history import Lease
 from orchestrator.lifecycle import ExecutionState
 
 Want = CancelWant | PauseWant | ResourcesWant | InterruptWant | EgressWant | BudgetWant
+
+
+#: Bytes through the egress proxies, out of sandboxes and into them.
+EGRESS_SENT: Final = "egress_sent_bytes"
+EGRESS_RECEIVED: Final = "egress_received_bytes"
+COUNTERS: Final = (EGRESS_SENT, EGRESS_RECEIVED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,8 +166,14 @@ class Executions(Protocol):
     async def owner_of_sandbox(self, sandbox_id: str) -> Execution | None:
         """The execution whose record names this sandbox as its current one and whose attempt is not over, else None."""
 
-    async def heartbeat(self, host: str, worker: str, facts: Mapping[str, str]) -> None:
-        """This worker lives, on this host."""
+    async def heartbeat(
+        self, host: str, worker: str, facts: Mapping[str, str], *, counted: Mapping[str, int] | None = None
+    ) -> None:
+        """This worker lives, on this host. `counted`: what is to be added to COUNTERS; where a reply is lost it may be
+        added twice."""
+
+    async def counters(self) -> Mapping[str, int]:
+        """COUNTERS, of all workers since the installation began."""
 
     async def hosts(self) -> Sequence[Host]:
         """All hosts with a heartbeat on record."""

@@ -48,11 +48,15 @@ class Worker:
         logger.info("worker ends", extra={"worker": self._parts.settings.worker})
 
     async def _heartbeat(self) -> None:
-        settings = self._parts.settings
+        settings, gateways = self._parts.settings, self._parts.gateways
+        told: dict[str, int] = {}
         while True:
+            counted = {} if gateways is None else gateways.counted()
+            more = {name: count - told.get(name, 0) for name, count in counted.items()}
             facts = {"pid": str(os.getpid()), "owned": str(self.owned), "concurrency": str(settings.concurrency)}
             try:
-                await self._parts.executions.heartbeat(settings.host, settings.worker, facts)
+                await self._parts.executions.heartbeat(settings.host, settings.worker, facts, counted=more)
+                told.update(counted)
             except StoreUnavailable as away:
                 logger.warning("no heartbeat: the store does not answer", extra={"why": str(away)})
             await asyncio.sleep(settings.host_lost_after_s / 6)

@@ -21,6 +21,7 @@ from typing import Any, Final, Self
 from orchestrator.calls import Calls
 from orchestrator.clock import Clock
 from orchestrator.execution import Execution
+from orchestrator.executions import EGRESS_RECEIVED, EGRESS_SENT
 from orchestrator.gateway.calling import Calling
 from orchestrator.gateway.egress_port import Egress, Egresses
 from orchestrator.gateway.exchange import LANDING_S, READ_BYTES
@@ -91,6 +92,10 @@ class UnixGateways:
             **dict.fromkeys(("NO_PROXY", "no_proxy"), "localhost,127.0.0.1,::1"),
         }
         return told | ({"MODEL": model} if model else {})
+
+    def counted(self) -> Mapping[str, int]:
+        sent, received = (0, 0) if self._egresses is None else self._egresses.carried()
+        return {EGRESS_SENT: sent, EGRESS_RECEIVED: received}
 
     async def open(
         self, lease: Lease, execution: Execution, at: Path, *, tell: Tell, held: Callable[[], bool]

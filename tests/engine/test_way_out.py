@@ -24,6 +24,7 @@ from orchestrator.execution import (
     Reason,
     RetryPolicy,
 )
+from orchestrator.executions import EGRESS_SENT
 from orchestrator.gateways import OUTLET_PORT
 from orchestrator.lifecycle import ExecutionState
 from tests.engine.stage import Opened, Stage, kinds, printed, stdout
@@ -106,6 +107,17 @@ async def test_what_it_tells_is_in_the_history_when_it_returns(here: Stage) -> N
     await here.ended(asked)
     with pytest.raises(Fenced):
         await gateway.tell(Entry(events.EGRESS_REFUSED, {"host": "late"}))
+
+
+async def test_what_gateways_count_is_told_once(here: Stage) -> None:
+    here.gateways.sent_bytes = 5
+    here.work(host_lost_after_s=0.06)
+    while (await here.parts.executions.counters())[EGRESS_SENT] != 5:
+        await asyncio.sleep(0.01)
+    here.gateways.sent_bytes = 9
+    while (told := (await here.parts.executions.counters())[EGRESS_SENT]) != 9:
+        assert told == 5, "told twice"
+        await asyncio.sleep(0.01)
 
 
 async def test_it_hears_what_the_record_says_now(here: Stage) -> None:
