@@ -35,7 +35,7 @@ from orchestrator.gateway.token import KEY_FILE, load_secret
 from orchestrator.gateway.unix import UnixGateways
 from orchestrator.gateways import Gateways
 from orchestrator.image_context import image_context
-from orchestrator.model_settings import load_models
+from orchestrator.model_settings import load_allowed, load_models
 from orchestrator.models import ModelPolicy
 from orchestrator.reaches.local import LocalReach
 from orchestrator.sandbox import SandboxDriver
@@ -243,6 +243,7 @@ def app_of(parts: Installed) -> FastAPI:
             default_limits=settings.default_limits,
             host=settings.host_name,
             catalogue=load_catalogue(Path(settings.harness_dir).expanduser() if settings.harness_dir else None),
+            allowed_models=load_allowed(settings),
         ),
     )
 

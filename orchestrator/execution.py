@@ -122,6 +122,8 @@ class Egress:
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
     """What to do when the platform (never the harness) failed. `max_failures` in a row without progress, then the end.
+    After the loss of a sandbox, output is progress; of a harness that is killed only what it never did before: a model
+    call that was paid, an intent's end, a message that was delivered.
 
     on_lost: `auto` = try again only if the harness declared that it can resume; `retry` = always; `end` = LOST.
     on_killed: the same for a harness that a signal nobody sent through Carrel ended (not for want of memory);

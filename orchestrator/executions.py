@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Protocol
+from typing import Final, Protocol
 
 from orchestrator.execution import (
     BudgetWant,
@@ -29,6 +29,12 @@ from orchestrator.history import Lease
 from orchestrator.lifecycle import ExecutionState
 
 Want = CancelWant | PauseWant | ResourcesWant | InterruptWant | EgressWant | BudgetWant | SnapshotWant | HibernateWant
+
+
+#: Bytes through the egress proxies, out of sandboxes and into them.
+EGRESS_SENT: Final = "egress_sent_bytes"
+EGRESS_RECEIVED: Final = "egress_received_bytes"
+COUNTERS: Final = (EGRESS_SENT, EGRESS_RECEIVED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +104,7 @@ class Repair:
 @dataclass(frozen=True, slots=True)
 class Tally:
     """Outcomes since a moment, for one group (harness, label value or tenant; "" = all), and what their model calls
-    cost together."""
+    cost together. `in_doubt`: their intents of which nobody knows whether they were done, and nobody has settled."""
 
     group: str
     completed: int
@@ -106,6 +112,7 @@ class Tally:
     by_reason: Mapping[str, int]
     resumed: int
     wall_s: float
+    in_doubt: int = 0
     spend: Spend = field(default_factory=Spend)
 
 
@@ -173,8 +180,14 @@ class Executions(Protocol):
     async def owner_of_sandbox(self, sandbox_id: str) -> Execution | None:
         """The execution whose record names this sandbox as its current one and whose attempt is not over, else None."""
 
-    async def heartbeat(self, host: str, worker: str, facts: Mapping[str, str]) -> None:
-        """This worker lives, on this host."""
+    async def heartbeat(
+        self, host: str, worker: str, facts: Mapping[str, str], *, counted: Mapping[str, int] | None = None
+    ) -> None:
+        """This worker lives, on this host. `counted`: what is to be added to COUNTERS; where a reply is lost it may be
+        added twice."""
+
+    async def counters(self) -> Mapping[str, int]:
+        """COUNTERS, of all workers since the installation began."""
 
     async def hosts(self) -> Sequence[Host]:
         """All hosts with a heartbeat on record."""

@@ -45,6 +45,9 @@ class Gateways(Protocol):
         """What programs inside need to find it: base URLs, the execution's own token, MODEL, MODEL_API, proxies. The
         same for every attempt of one execution on this installation; holds no secret of anybody else's."""
 
+    def counted(self) -> Mapping[str, int]:
+        """What this process counts, each figure from its begin on; names as in `executions.COUNTERS`."""
+
     async def open(
         self, lease: Lease, execution: Execution, at: Path, *, tell: Tell, held: Callable[[], bool]
     ) -> Gateway:

@@ -72,6 +72,12 @@ def load_models(settings: Settings, *, environment: Mapping[str, str] | None = N
     return Models(policy, origin, keys)
 
 
+def load_allowed(settings: Settings) -> Mapping[str, tuple[str, ...]]:
+    """Which tenant may use which models, as `ModelPolicy.allowed`, and nothing else: an api process needs no key, and
+    reads none. Raises BadInput."""
+    return {} if settings.models_file is None else _File(settings.models_file).tenants()
+
+
 # ---- without a file ------------------------------------------------------------------------------------------------
 
 

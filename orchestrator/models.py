@@ -84,14 +84,7 @@ class ModelPolicy:
 
     def provider(self, tenant: str, api: ModelApi, model: str) -> Provider:
         """Raises Forbidden (the tenant may not), BadInput(field="model") naming what there is."""
-        patterns = self.allowed.get(tenant)
-        if patterns is not None and not any(fnmatchcase(model, pattern) for pattern in patterns):
-            raise Forbidden(
-                f"model {model!r} is not allowed for tenant {tenant!r}",
-                field="model",
-                limit=" | ".join(patterns) or "none",
-                remedy="ask for one of these, or have the operator add it to `allowed`",
-            )
+        check_allowed(self.allowed, tenant, model)
         for provider in self.providers:
             if api in provider.apis and any(fnmatchcase(model, pattern) for pattern in provider.models):
                 return provider
@@ -118,3 +111,16 @@ class ModelPolicy:
                     return self.default_api
                 return provider.apis[0]
         return self.default_api or ModelApi.MESSAGES
+
+
+def check_allowed(allowed: Mapping[str, tuple[str, ...]], tenant: str, model: str) -> None:
+    """Whether a tenant may use a model (`ModelPolicy.allowed`). Raises Forbidden(field="model") naming what it may."""
+    patterns = allowed.get(tenant)
+    if patterns is None or any(fnmatchcase(model, pattern) for pattern in patterns):
+        return
+    raise Forbidden(
+        f"model {model!r} is not allowed for tenant {tenant!r}",
+        field="model",
+        limit=" | ".join(patterns) or "none",
+        remedy=f"ask for one of these, or have the operator add it to the models of [tenants.{tenant}]",
+    )

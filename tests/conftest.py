@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from orchestrator.stores import embedded
+from tests import left_running
 from tests.inputs import how_many
 from tests.place import Place
 from tests.sandboxes import build_image
@@ -20,11 +22,34 @@ from tests.sandboxes import build_image
 # What a test starts mounts nothing unless the test says so: a pool would outlive a folder that is just removed.
 os.environ.setdefault("CARREL_WORKSPACE_STORE", "directory")
 
+_RUN = pytest.StashKey[str]()
+
 # No deadline, no judgement of slowness: on a busy machine either is a test that fails for the time it took.
 settings.register_profile(
     "carrel", max_examples=how_many(100), deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("carrel")
+
+
+def _as_ctrl_c(number: int, _: object) -> None:
+    """There is an end to see to. The second one ends it as it stands."""
+    signal.signal(number, signal.SIG_DFL)
+    raise KeyboardInterrupt
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Only where the run is begun: its workers inherit the mark."""
+    if not hasattr(config, "workerinput") and left_running.MARK not in os.environ:
+        config.stash[_RUN] = left_running.mark()
+        signal.signal(signal.SIGTERM, _as_ctrl_c)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """A run that went to its end leaves nothing; one that was interrupted did not come to its fixtures' ends."""
+    run = config.stash.get(_RUN, "")
+    if run:
+        for command in left_running.end(run):
+            print(f"ended what this run left running: {command[:150]}")
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from orchestrator.calls import ModelUsage
 from orchestrator.checks import Check, Verdict
 from orchestrator.errors import BadInput, Forbidden
 from orchestrator.model_diagnosis import models as examined
-from orchestrator.model_settings import Models, load_models
+from orchestrator.model_settings import Models, load_allowed, load_models
 from orchestrator.models import ModelApi, Price, Provider
 from orchestrator.settings import Settings, load
 
@@ -144,6 +144,19 @@ def test_a_file_says_it_all(tmp_path: Path) -> None:
         policy.provider("small", ModelApi.MESSAGES, "claude-opus-5-5")
     assert policy.provider("other", ModelApi.MESSAGES, "claude-opus-5-5").name == "claude"
     assert CANARY not in repr(found) and "r-key" not in repr(found)
+
+
+def test_who_may_use_what_is_read_without_any_key(tmp_path: Path) -> None:
+    """By an api process that has none."""
+    path = tmp_path / "models.toml"
+    path.write_text(
+        '[providers.p]\nbase_url = "https://p.test"\napis = ["openai-chat"]\nkey_env = "NOT_SET_HERE"\n'
+        '[tenants.students]\nmodels = ["small-*"]\n'
+    )
+    with pytest.raises(BadInput, match="NOT_SET_HERE"):
+        load_models(Settings(models_file=path), environment={})
+    assert load_allowed(Settings(models_file=path)) == {"students": ("small-*",)}
+    assert load_allowed(Settings()) == {}
 
 
 def test_the_environments_providers_are_not_mixed_into_a_file(tmp_path: Path) -> None:

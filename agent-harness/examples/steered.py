@@ -16,6 +16,7 @@ from pathlib import Path
 
 STATE = Path(os.environ.get("STATE_DIR", ".")) / "done.json"
 STEPS = int(os.environ.get("STEPS", "10"))
+STEP_S = float(os.environ.get("STEP_S", "1"))
 
 
 def say(type: str, **fields: object) -> None:
@@ -24,7 +25,7 @@ def say(type: str, **fields: object) -> None:
 
 
 def main() -> None:
-    """Steps 1 to STEPS, each of a second or until somebody says something."""
+    """Steps 1 to STEPS, each of STEP_S seconds or until somebody says something."""
     inbox: queue.Queue[str] = queue.Queue()
     # Read while working: a message that waits for the end steers nothing.
     threading.Thread(target=lambda: [inbox.put(line.rstrip("\n")) for line in sys.stdin], daemon=True).start()
@@ -33,7 +34,7 @@ def main() -> None:
     for step in range(done + 1, STEPS + 1):
         say("tool_call", id=str(step), title=f"step {step} of {STEPS}")
         with contextlib.suppress(queue.Empty):
-            say("agent_message_chunk", text=f"you said: {inbox.get(timeout=1)}")
+            say("agent_message_chunk", text=f"you said: {inbox.get(timeout=STEP_S)}")
         part = STATE.with_suffix(".part")
         part.write_text(json.dumps(step))
         part.replace(STATE)  # whole or not at all: a crash here costs one step, never the state

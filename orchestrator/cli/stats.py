@@ -30,6 +30,7 @@ def stats(
             str(group.completed),
             _counts(group.by_outcome),
             str(group.resumed),
+            str(group.in_doubt or "-"),
             f"{group.wall_s:.0f}s",
             money.spent(group.spend) or "-",
             _counts(group.by_reason),
@@ -37,7 +38,7 @@ def stats(
         for group in found.groups
     ]
     if rows:
-        console.table(("GROUP", "ENDED", "OUTCOMES", "RESUMED", "WALL", "SPENT", "REASONS"), rows)
+        console.table(("GROUP", "ENDED", "OUTCOMES", "RESUMED", "IN DOUBT", "WALL", "SPENT", "REASONS"), rows)
     for host in found.hosts:
         workers = f"{len(host.workers)} worker{'s' if len(host.workers) != 1 else ''}"
         console.line(f"host {console.printable(host.name)}: {workers}, seen {console.age(host.seen_at)} ago")

@@ -126,20 +126,23 @@ class Arrival:
                 continue
             link = arrived.link
             if not link.hello.started:
-                fields, task = start_of(
-                    self._execution,
-                    resumed=placement.resumed,
-                    inbox_base=placement.inbox_base,
-                    task_file=self._parts.settings.task_file,
-                    spool_limit_bytes=self._parts.settings.spool_limit_bytes,
-                    gateway=self._way_out.environment(),
-                )
                 try:
+                    fields, task = start_of(
+                        self._execution,
+                        resumed=placement.resumed,
+                        inbox_base=placement.inbox_base,
+                        task_file=self._parts.settings.task_file,
+                        spool_limit_bytes=self._parts.settings.spool_limit_bytes,
+                        gateway=self._way_out.environment(),
+                    )
                     await link.start(fields, task)
                 except LinkError as broken:
                     await link.close()
                     self._check_ours(broken)
                     continue
+                except BaseException:
+                    await link.close()
+                    raise
                 crash_point("after_start")
                 return replace(arrived, started=True, inbox_base=placement.inbox_base)
             return replace(arrived, started=True)

@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Final
 
@@ -26,7 +26,7 @@ from orchestrator.engine.environment import stdin_of
 from orchestrator.engine.leaving import Leaving
 from orchestrator.engine.parts import Parts
 from orchestrator.engine.placing import place
-from orchestrator.engine.reading import INTERRUPT_PREFIX
+from orchestrator.engine.reading import INTERRUPT_PREFIX, Exit
 from orchestrator.engine.relay import Relay
 from orchestrator.engine.scribe import Scribe
 from orchestrator.engine.sleeping import Sleeping
@@ -37,6 +37,7 @@ from orchestrator.engine.watching import Watching
 from orchestrator.engine.way_out import WayOut
 from orchestrator.engine.wishes import Wishes
 from orchestrator.errors import BadInput, CarrelError, Fenced, LinkError, LinkRefused, Resend, Unavailable
+from orchestrator.events import Entry
 from orchestrator.execution import Execution
 from orchestrator.history import Change, Lease
 from orchestrator.lifecycle import WITH_SANDBOX, ExecutionState
@@ -111,13 +112,7 @@ class Attempt:
         parts, history, scribe = self._parts, self._parts.history, self.scribe
         changed, rung, stopping = self._changed, self._rung, self._stopping
         self._way_out = WayOut(parts, self._lease, execution, scribe, self._held, changed)
-        self._relay = Relay(
-            history,
-            scribe,
-            execution,
-            lambda end: self._closing.killed(end, self._relay.failures),
-            Leaving(parts, execution).named,
-        )
+        self._relay = Relay(history, scribe, execution, self._outlived, Leaving(parts, execution).named)
         self._steering = Steering(history, scribe, self._relay.reading, stdin_of(execution), execution.id)
         self._arrival = Arrival(parts, self._lease, execution, changed, self._way_out)
         self._approach = Approach(parts, scribe, execution, self._arrival, placement, changed)
@@ -166,6 +161,9 @@ class Attempt:
             watching=self._watching,
             hear=self._hear,
         )
+
+    async def _outlived(self, end: Exit, unwritten: Sequence[Entry]) -> tuple[Entry, Change] | None:
+        return await self._closing.killed(end, unwritten, self._relay.failures)
 
     def _handed_over(self) -> bool:
         """Everything is as another owner may find it: asked to, and no model call is under way any more."""

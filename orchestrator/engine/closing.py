@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Final
 
@@ -81,16 +82,18 @@ class Closing:
         told, snapshot = await self._cutting.at_end(inbox, killed=killed)
         await self.end(Trigger.STOPPED, outcome, told, delivered, snapshot)
 
-    async def killed(self, end: Exit, failures: int) -> tuple[Entry, Change] | None:
+    async def killed(self, end: Exit, unwritten: Sequence[Entry], failures: int) -> tuple[Entry, Change] | None:
         """The harness of a running execution was ended by a signal: what is told and changed when another attempt is
-        to follow, None when this is the end of it. The interrupt's signal is nobody's kill: it was asked for."""
+        to follow, None when this is the end of it. `unwritten`: what goes into the history with its exit. The
+        interrupt's signal is nobody's kill: it was asked for."""
         harness = harness_of(self._execution.spec)
         if end.signal is None or end.oom or end.signal == harness.interrupt or await self._refused_for_money():
             return None
         detail = f"the harness was ended by signal {end.signal}"
+        kills = 0 if any(map(_is_new, unwritten)) else await self._kills_in_a_row()
         decision = decide(
             Cause.HARNESS_KILLED,
-            failures=failures,
+            failures=max(failures, kills),
             policy=self._execution.spec.retry,
             ran=True,
             resumes=harness.resumes,
@@ -101,8 +104,26 @@ class Closing:
             return None
         # A call under way is what the next attempt begins with: its answer is worth waiting for.
         await self._way_out.close(self._parts.settings.drain_grace_s)
-        lost = Entry(events.SANDBOX_LOST, {"reason": Cause.HARNESS_KILLED.value, "detail": detail})
-        return lost, self._due_in(decision.after_s, failures)
+        told = {"reason": Cause.HARNESS_KILLED.value, "detail": detail, "in_a_row": kills + 1}
+        return Entry(events.SANDBOX_LOST, told), self._due_in(decision.after_s, failures)
+
+    async def _kills_in_a_row(self) -> int:
+        """How often it was killed since it last did what it had never done before. Its output is no such step: whoever
+        prints and dies of it would print and die for ever."""
+
+        def wanted(event: Event) -> bool:
+            return _is_new(event) or (event.type == events.SANDBOX_LOST and "in_a_row" in event.data)
+
+        while True:
+            try:
+                # Calls and intents write their events themselves: our own idea of the tail may be behind.
+                record = await self._parts.executions.get(self._execution.id)
+                last = await recall.last_event(self._parts.history, self._execution, record.tail, wanted)
+                break
+            except StoreUnavailable as away:
+                logger.warning("the store does not answer; holding", extra={"why": str(away)})
+            await asyncio.sleep(_AGAIN_S)
+        return int(last.data["in_a_row"]) if last is not None and last.type == events.SANDBOX_LOST else 0
 
     async def _refused_for_money(self) -> str:
         """The figures, where the execution is to fail for it. The record is asked: the bell may be late."""
@@ -217,6 +238,20 @@ class Closing:
             limit = self._execution.resources.disk_bytes
             return ending.disk_full(await over_limit(self._parts, self._sandbox_id, limit))
         return None
+
+
+def _is_new(event: Event | Entry) -> bool:
+    """A step of the work that no attempt did before. An answer from the record, an intent begun again and a message
+    delivered again are none."""
+    match event.type:
+        case events.USAGE:
+            return not event.data.get("replayed")
+        case events.MESSAGE_DELIVERED:
+            return not event.data.get("redelivered")
+        case events.INTENT_DONE | events.INTENT_SETTLED:
+            return True
+        case _:
+            return False
 
 
 def _unexplained() -> Outcome:

@@ -28,14 +28,14 @@ logger = logging.getLogger(__name__)
 
 _INBOX_PAGE: Final = 1000
 
-Outlived = Callable[[Exit], Awaitable[tuple[Entry, Change] | None]]
+Outlived = Callable[[Exit, Sequence[Entry]], Awaitable[tuple[Entry, Change] | None]]
 Named = Callable[[Sequence[Entry]], Awaitable[None]]
 
 
 class Relay:
     """Of one attempt in one epoch. `exit` is the harness's end, once it has been written. `outlived` says of the end of
-    a running one what is told and changed where another attempt follows, None where this is the end. `named` is told of
-    artifacts before the history says so."""
+    a running one, and of what is written with it, what is told and changed where another attempt follows, None where
+    this is the end. `named` is told of artifacts before the history says so."""
 
     def __init__(
         self, history: History, scribe: Scribe, execution: Execution, outlived: Outlived, named: Named
@@ -102,7 +102,7 @@ class Relay:
             # Killed while frozen: only what runs can exit, as the table has it.
             await self._scribe.move(Trigger.RESUME)
         if self._scribe.state is ExecutionState.RUNNING:
-            if (follows := await self._outlived(end)) is not None:
+            if (follows := await self._outlived(end, spooled.entries)) is not None:
                 # One append: a crash between the exit and what follows would leave an exit that means an end.
                 lost, again = follows
                 merged = replace(

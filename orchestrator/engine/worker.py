@@ -60,16 +60,21 @@ class Worker:
 
     async def _heartbeat(self) -> None:
         settings, clock, beat_s = self._parts.settings, self._parts.clock, self._parts.settings.host_lost_after_s / 6
+        gateways = self._parts.gateways
+        told: dict[str, int] = {}
         while True:
             self._admission.changed.clear()
             short = await self._admission.look()
+            counted = {} if gateways is None else gateways.counted()
+            more = {name: count - told.get(name, 0) for name, count in counted.items()}
             facts = {"pid": str(os.getpid()), "owned": str(self.owned), "concurrency": str(settings.concurrency)}
             if short:
                 facts[room.FACT] = short
             if self.archive_failure:
                 facts["archive"] = self.archive_failure
             try:
-                await self._parts.executions.heartbeat(settings.host, settings.worker, facts)
+                await self._parts.executions.heartbeat(settings.host, settings.worker, facts, counted=more)
+                told.update(counted)
             except StoreUnavailable as away:
                 logger.warning("no heartbeat: the store does not answer", extra={"why": str(away)})
             until = clock.monotonic() + beat_s

@@ -36,7 +36,7 @@ _Server = tuple[StreamReader, StreamWriter]
 
 
 class EgressProxy:
-    """Satisfies `egress_port.Egress`. `opened`: ranges the operator opened. `traffic`, `refusals`: for metrics."""
+    """Satisfies `egress_port.Egress`. `opened`: ranges the operator opened. `whole`: where its traffic counts, too."""
 
     def __init__(
         self,
@@ -47,6 +47,7 @@ class EgressProxy:
         resolve: Resolve,
         opened: Sequence[Network] = (),
         idle_s: float = IDLE_S,
+        whole: Traffic | None = None,
     ) -> None:
         self._policy = Policy.of(execution.egress)
         self._held = held
@@ -55,7 +56,7 @@ class EgressProxy:
         self._idle_s = idle_s
         self._flows: set[Flow] = set()
         self._closed = False
-        self.traffic = Traffic()
+        self.traffic = Traffic(whole=whole)
         self.refusals = Refusals(execution.id, tell)
 
     async def tunnel(self, head: Head, reader: StreamReader, writer: StreamWriter, leftover: bytes) -> None:
@@ -172,8 +173,18 @@ class EgressProxies:
         self._opened = networks(private_allow)
         self._resolver = resolver
         self._idle_s = idle_s
+        self._traffic = Traffic()
 
     def open(self, execution: Execution, *, tell: Tell, held: Callable[[], bool]) -> egress_port.Egress:
         return EgressProxy(
-            execution, tell=tell, held=held, resolve=self._resolver(), opened=self._opened, idle_s=self._idle_s
+            execution,
+            tell=tell,
+            held=held,
+            resolve=self._resolver(),
+            opened=self._opened,
+            idle_s=self._idle_s,
+            whole=self._traffic,
         )
+
+    def carried(self) -> tuple[int, int]:
+        return self._traffic.out_bytes, self._traffic.in_bytes

@@ -17,10 +17,23 @@ CHUNK_BYTES: Final = 64 * 1024
 
 @dataclass(slots=True)
 class Traffic:
-    """Bytes of one sandbox that went through, both ends' own framing included."""
+    """Bytes of one sandbox that went through, both ends' own framing included; each counts in `whole` as well."""
 
     out_bytes: int = 0
     in_bytes: int = 0
+    whole: Traffic | None = None
+
+    def sent(self, size_bytes: int) -> None:
+        """Out of the sandbox."""
+        self.out_bytes += size_bytes
+        if self.whole is not None:
+            self.whole.sent(size_bytes)
+
+    def received(self, size_bytes: int) -> None:
+        """Into the sandbox."""
+        self.in_bytes += size_bytes
+        if self.whole is not None:
+            self.whole.received(size_bytes)
 
 
 class Cut(Exception):
@@ -45,12 +58,12 @@ class Flow:
 
     def sent(self, size_bytes: int) -> None:
         """Out of the sandbox. Raises Cut."""
-        self.traffic.out_bytes += size_bytes
+        self.traffic.sent(size_bytes)
         self._moved()
 
     def received(self, size_bytes: int) -> None:
         """Into the sandbox. Raises Cut."""
-        self.traffic.in_bytes += size_bytes
+        self.traffic.received(size_bytes)
         self._moved()
 
     def half_closed(self) -> None:

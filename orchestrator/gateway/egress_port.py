@@ -55,3 +55,6 @@ class Egresses(Protocol):
 
     def open(self, execution: Execution, *, tell: Tell, held: Callable[[], bool]) -> Egress:
         """For one gateway. `held`: as in `Gateways.open`; False = nothing passes."""
+
+    def carried(self) -> tuple[int, int]:
+        """Bytes out of and into all sandboxes so far."""

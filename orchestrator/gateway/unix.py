@@ -21,6 +21,7 @@ from typing import Any, Final, Self
 from orchestrator.calls import Calls
 from orchestrator.clock import Clock
 from orchestrator.execution import Execution
+from orchestrator.executions import EGRESS_RECEIVED, EGRESS_SENT
 from orchestrator.gateway.calling import Calling
 from orchestrator.gateway.egress_port import Egress, Egresses
 from orchestrator.gateway.exchange import LANDING_S, READ_BYTES
@@ -92,6 +93,10 @@ class UnixGateways:
         }
         return told | ({"MODEL": model} if model else {})
 
+    def counted(self) -> Mapping[str, int]:
+        sent, received = (0, 0) if self._egresses is None else self._egresses.carried()
+        return {EGRESS_SENT: sent, EGRESS_RECEIVED: received}
+
     async def open(
         self, lease: Lease, execution: Execution, at: Path, *, tell: Tell, held: Callable[[], bool]
     ) -> UnixGateway:
@@ -111,23 +116,36 @@ class UnixGateways:
         )
         journal = JournalRoutes(self._intents, lease, execution.attempt)
         egress = self._egresses.open(execution, tell=tell, held=held) if self._egresses is not None else None
-        front = Front(
-            execution,
-            self._policy,
-            token_of(self._secret, execution.id),
-            calling,
-            journal,
-            self._upstream,
-            egress,
-            slots=slots,
-            room=Room(self._policy.request_bytes * _REQUESTS_HELD, self._room),
-            pace=Pace(self._clock),
-            tell=tell,
-            held=held,
-        )
-        server = await asyncio.start_unix_server(
-            lambda reader, writer: tasks.start_exchange(front, reader, writer), sock=_bound(at), limit=READ_BYTES
-        )
+        listener: socket.socket | asyncio.Server | None = None
+        try:
+            front = Front(
+                execution,
+                self._policy,
+                token_of(self._secret, execution.id),
+                calling,
+                journal,
+                self._upstream,
+                egress,
+                slots=slots,
+                room=Room(self._policy.request_bytes * _REQUESTS_HELD, self._room),
+                pace=Pace(self._clock),
+                tell=tell,
+                held=held,
+            )
+            listener = bound = _bound(at)
+            listener = server = await asyncio.start_unix_server(
+                lambda reader, writer: tasks.start_exchange(front, reader, writer),
+                sock=bound,
+                limit=READ_BYTES,
+                start_serving=False,
+            )
+            await server.start_serving()
+        except BaseException:  # a cancellation, too: nobody else knows of what listens there
+            if listener is not None:
+                listener.close()
+            if egress is not None:
+                await egress.close()
+            raise
         return UnixGateway(front, calling, journal, egress, server, tasks)
 
 

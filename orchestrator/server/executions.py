@@ -18,6 +18,7 @@ from orchestrator.execution import CancelWant, Execution, FileRef, OutcomeKind
 from orchestrator.executions import Filter
 from orchestrator.harnesses import BUILT_IN, Harness
 from orchestrator.lifecycle import ExecutionState
+from orchestrator.models import check_allowed
 from orchestrator.server.parts import Parts, Reader, ThePart, Writer
 from orchestrator.server.waiting import first_page, preferred_wait_s
 from orchestrator.wire import bounds
@@ -56,6 +57,8 @@ async def submit(
     )
     harness = parts.settings.catalogue.get(spec.harness)
     harness.check(spec)
+    if spec.model:
+        check_allowed(parts.settings.allowed_models, spec.tenant, spec.model)  # the gateway would only say so later
     check_idle(harness, body.limits)
     await parts.admission.admit()
     files = await _files(parts, body.files)

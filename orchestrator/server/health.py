@@ -57,8 +57,9 @@ async def prometheus(parts: ThePart, _caller: Admin) -> Response:
         counted = await parts.executions.count()
         tallies = await parts.executions.tally(parts.clock.now() - _WINDOW)
         hosts = [host for host in await parts.executions.hosts() if host.seen_at > parts.clock.now() - _HOST_SEEN]
+        counters = await parts.executions.counters()
     except StoreUnavailable:
-        counted, tallies, hosts = {}, [], []  # this process's own figures still count, now most of all
+        counted, tallies, hosts, counters = {}, [], [], {}  # this process's own figures still count, now most of all
     parts.metrics.encoded_events.inc(parts.encodings.encoded - parts.metrics.encoded_before)
     parts.metrics.encoded_before = parts.encodings.encoded
-    return Response(parts.metrics.scrape(counted, tallies, hosts), media_type=metrics.CONTENT_TYPE)
+    return Response(parts.metrics.scrape(counted, tallies, hosts, counters), media_type=metrics.CONTENT_TYPE)

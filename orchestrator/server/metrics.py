@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from orchestrator.execution import OutcomeKind, Reason
-from orchestrator.executions import Host, Tally
+from orchestrator.executions import EGRESS_RECEIVED, EGRESS_SENT, Host, Tally
 from orchestrator.lifecycle import ExecutionState
 
 logger = logging.getLogger(__name__)
@@ -55,12 +55,22 @@ class Metrics:
         self.wakes = Counter("carrel_wakes_total", "Sleeping executions woken by an exec.", registry=registry)
         self.uploaded_bytes = Counter("carrel_uploaded_bytes_total", "Bytes of uploads.", registry=registry)
         self.encoded_before = 0  # of what the counter above has been told
+        self._egress_bytes = Counter(
+            "carrel_egress_bytes",
+            "Bytes through the egress proxies of all workers: sent by sandboxes, received by them.",
+            ("direction",),
+            registry=registry,
+        )
+        self._egress_before: dict[str, int] = {}
         self._states = Gauge("carrel_executions", "Executions by state.", ("state",), registry=registry)
         self._outcomes = Gauge(
             "carrel_outcomes_1h", "Executions that ended in the last hour, by outcome.", ("outcome",), registry=registry
         )
         self._reasons = Gauge("carrel_reasons_1h", "The same, by reason.", ("reason",), registry=registry)
         self._resumed = Gauge("carrel_resumed_1h", "The same: those that needed another attempt.", registry=registry)
+        self._in_doubt = Gauge(
+            "carrel_intents_in_doubt_1h", "The same: their intents in doubt that nobody settled.", registry=registry
+        )
         self._wall_s = Gauge("carrel_wall_seconds_1h", "The same: their wall time in all.", registry=registry)
         self._calls = Gauge(
             "carrel_model_calls_1h", "The same: model calls that reached a provider.", registry=registry
@@ -71,8 +81,20 @@ class Metrics:
         self._hosts = Gauge("carrel_hosts", "Hosts whose last heartbeat is at most a minute old.", registry=registry)
         self._workers = Gauge("carrel_workers", "Workers on those hosts.", registry=registry)
 
-    def scrape(self, counted: Mapping[ExecutionState, int], tallies: Sequence[Tally], hosts: Sequence[Host]) -> bytes:
-        """The text of /metrics. `tallies`: of the last hour, ungrouped. No state, outcome or reason is left out."""
+    def scrape(
+        self,
+        counted: Mapping[ExecutionState, int],
+        tallies: Sequence[Tally],
+        hosts: Sequence[Host],
+        counters: Mapping[str, int],
+    ) -> bytes:
+        """The text of /metrics. `tallies`: of the last hour, ungrouped; `counters`: since ever. No state, outcome or
+        reason is left out."""
+        for name, direction in ((EGRESS_SENT, "sent"), (EGRESS_RECEIVED, "received")):
+            before = self._egress_before.get(name, 0)
+            now = max(counters.get(name, 0), before)  # a store that does not answer takes nothing back
+            self._egress_bytes.labels(direction).inc(now - before)
+            self._egress_before[name] = now
         for state in ExecutionState:
             self._states.labels(state.value).set(counted.get(state, 0))
         for kind in OutcomeKind:
@@ -80,6 +102,7 @@ class Metrics:
         for reason in Reason:
             self._reasons.labels(reason.value).set(sum(tally.by_reason.get(reason, 0) for tally in tallies))
         self._resumed.set(sum(tally.resumed for tally in tallies))
+        self._in_doubt.set(sum(tally.in_doubt for tally in tallies))
         self._wall_s.set(sum(tally.wall_s for tally in tallies))
         self._calls.set(sum(tally.spend.calls for tally in tallies))
         self._replays.set(sum(tally.spend.replays for tally in tallies))

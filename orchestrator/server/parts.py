@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeVar
@@ -60,6 +60,7 @@ class ServerSettings:
     default_resources: Resources = field(default_factory=Resources)
     default_limits: Limits = field(default_factory=Limits)
     catalogue: Catalogue = field(default_factory=Catalogue)
+    allowed_models: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # as ModelPolicy.allowed
     heartbeat_s: float = 15.0
     long_poll_s: float = 15.0
     stall_limit_s: float = 20.0

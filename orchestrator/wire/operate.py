@@ -33,7 +33,7 @@ class Readiness(AnswerModel):
 
 
 class OutcomeGroup(AnswerModel):
-    """Outcomes since a moment, of one group ("" = all)."""
+    """Outcomes since a moment, of one group ("" = all). `in_doubt`: intents of theirs that nobody has settled."""
 
     group: str
     completed: int
@@ -41,6 +41,7 @@ class OutcomeGroup(AnswerModel):
     by_reason: dict[str, int]
     resumed: int
     wall_s: float
+    in_doubt: int = 0
     spend: SpendAnswer = Field(default_factory=SpendAnswer)
 
     @classmethod
@@ -52,6 +53,7 @@ class OutcomeGroup(AnswerModel):
             by_reason=dict(tally.by_reason),
             resumed=tally.resumed,
             wall_s=tally.wall_s,
+            in_doubt=tally.in_doubt,
             spend=SpendAnswer.of(tally.spend),
         )
 

@@ -17,8 +17,8 @@ from tests.agent_harness.desk import Desk, Turn, bash, use
 STEPS = 12
 KILLS = 6  # of each run
 SEED = int(os.environ.get("SEED", "1"))
-FAST = [pytest.param(SEED + n) for n in range(4)]
-FULL = [pytest.param(SEED + n, marks=pytest.mark.full) for n in range(4, 40)]
+FAST = [pytest.param(SEED + n) for n in range(2)]
+FULL = [pytest.param(SEED + n, marks=pytest.mark.full) for n in range(2, 40)]
 
 
 def task() -> list[Turn]:

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
+import orchestrator
 from orchestrator.catalogue import load_catalogue, shipped
+from orchestrator.catalogue.declaration import FIELDS
 from orchestrator.errors import BadInput
 from orchestrator.execution import Spec
-from orchestrator.harnesses import BUILT_IN, Harness, HarnessFile, argv_of, fill, harness_of
+from orchestrator.harnesses import BUILT_IN, PLACEHOLDERS, Harness, HarnessFile, argv_of, fill, harness_of
 
 WHOLE = """
 name = "mine"
@@ -173,3 +175,13 @@ def test_a_spec_carries_its_declaration() -> None:
     assert harness_of(Spec(harness="bash")) is BUILT_IN["bash"]
     with pytest.raises(BadInput):
         harness_of(Spec(harness="mine"))
+
+
+def test_the_example_in_the_page_is_one_that_can_be_read_and_every_field_is_there(tmp_path: Path) -> None:
+    page = (Path(orchestrator.__file__).parent / "docs" / "operate" / "harnesses.md").read_text()
+    (example,) = [part.split("```")[0] for part in page.split("```toml\n")[1:]]
+    mine = load_catalogue(folder(tmp_path, example)).get("mine")
+    assert mine.resumes and mine.files[0].path == "/state/home/.mine/config.json"
+    fields = {word for row in page.splitlines() if row.startswith("| `") for word in row.split("|")[1].split("`")[1::2]}
+    assert set(FIELDS) - {"name"} <= fields
+    assert all(f"`{{{known}}}`" in page for known in PLACEHOLDERS)

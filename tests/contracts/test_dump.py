@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -314,6 +314,8 @@ class TestWhatWasAlive:
         await loaded(other, dump, files=frozenset({"snp_1"}))
         states = {intent.key: (intent.state, intent.result) for intent in await other.intents.list("exe_a")}
         assert states == {"early": (IntentState.DONE, "1"), "late": (IntentState.IN_DOUBT, "")}
+        await other.executions.want("exe_a", CancelWant("c1", 0))
+        assert [told.in_doubt for told in await other.executions.tally(datetime.now(UTC) - timedelta(minutes=1))] == [1]
         assert await other.told("output", "message.accepted") == []
         assert await other.history.inbox("exe_a", 0) == []
 

@@ -9,7 +9,7 @@ import pytest
 from orchestrator.errors import Conflict, Fenced, TooMany
 from orchestrator.events import Cursor
 from orchestrator.execution import CancelWant, Limits, Outcome, OutcomeKind, Reason, RetryPolicy, Spec
-from orchestrator.executions import Claim, Nothing
+from orchestrator.executions import COUNTERS, EGRESS_RECEIVED, EGRESS_SENT, Claim, Nothing
 from orchestrator.harnesses import Harness
 from orchestrator.history import Change
 from orchestrator.lifecycle import ExecutionState, Trigger
@@ -77,6 +77,13 @@ class TestPlacement:
 
 
 class TestHosts:
+    async def test_what_workers_count_is_added_up(self, store: Store) -> None:
+        assert await store.executions.counters() == dict.fromkeys(COUNTERS, 0)
+        await store.executions.heartbeat("h1", "w1", {}, counted={EGRESS_SENT: 3, EGRESS_RECEIVED: 1 << 40})
+        await store.executions.heartbeat("h2", "w2", {}, counted={EGRESS_SENT: 4, EGRESS_RECEIVED: 0})
+        await store.executions.heartbeat("h1", "w1", {})
+        assert await store.executions.counters() == {EGRESS_SENT: 7, EGRESS_RECEIVED: 1 << 40}
+
     async def test_heartbeats(self, store: Store) -> None:
         assert await store.executions.hosts() == []
         await store.executions.heartbeat("h1", "w1", {"cpus": "2"})

@@ -10,6 +10,7 @@ from orchestrator.errors import BadInput, Conflict, NotFound
 from orchestrator.events import Cursor
 from orchestrator.execution import CancelWant, Outcome, OutcomeKind, Reason
 from orchestrator.executions import Filter
+from orchestrator.intents import Decision, Effect
 from orchestrator.lifecycle import ExecutionState, Trigger
 from tests.contracts.redis_store import Store
 
@@ -146,6 +147,19 @@ class TestCounts:
         assert await store.executions.tally(datetime.now(UTC) + timedelta(minutes=1)) == []
         with pytest.raises(BadInput):
             await store.executions.tally(since, by="nonsense")
+
+    async def test_the_tally_counts_what_nobody_has_settled(self, store: Store) -> None:
+        ended = await store.running("exe_1", labels={"team": "a"})
+        for key, effect in (("sent", Effect.ONCE), ("built", Effect.UNKNOWN), ("read", Effect.NONE)):
+            told = {"attempt": 1, "kind": "bash", "effect": effect, "summary": "", "digest": "d"}
+            await store.intents.begin(ended, key=key, run="r", **told)  # type: ignore[arg-type]
+        await store.finish(ended, own=3)
+        await store.finish(await store.running("exe_2", labels={"team": "b"}), own=3)
+        since = datetime.now(UTC) - timedelta(minutes=1)
+        assert {t.group: t.in_doubt for t in await store.executions.tally(since, by="label:team")} == {"a": 2, "b": 0}
+        await store.intents.settle("exe_1", "sent", Decision.DONE, result="", by="eva")
+        await store.intents.settle("exe_1", "built", Decision.RETRY, result="", by="eva")
+        assert [t.in_doubt for t in await store.executions.tally(since)] == [0]
 
     async def test_everything(self, store: Store) -> None:
         ids = {f"exe_{n:03}" for n in range(230)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -156,6 +157,9 @@ class TestIntents:
         assert (await store.intents.get("exe_b", "done")).result == "result"
         assert (await store.intents.get("exe_b", "ended later")).result == ""
         assert (await self.states(store, "exe_a"))["ended later"] is IntentState.DONE
+        await store.executions.want("exe_b", CancelWant("c1", 0))
+        (told,) = await store.executions.tally(datetime.now(UTC) - timedelta(minutes=1))
+        assert (told.completed, told.in_doubt) == (1, 3)
 
     async def test_the_fork_goes_on_with_its_own(self, store: Store) -> None:
         lease = await store.running()

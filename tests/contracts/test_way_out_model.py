@@ -14,6 +14,7 @@ import uuid
 from collections import Counter
 from collections.abc import Coroutine
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from typing import Any, ClassVar, TypeVar
 
 import pytest
@@ -376,6 +377,13 @@ class WayOut(RuleBasedStateMachine):
         execution = self.wait(self.store.executions.get(ID))
         assert execution.spend == self.model.spend, "the record's figures are not the model's"
         assert not self.model.ended or execution.spend.reserved_micros == execution.spend.reserved_tokens == 0
+
+    @invariant()
+    def whoever_counts_outcomes_counts_what_is_in_doubt(self) -> None:
+        if self.model.ended:
+            doubtful = self.wait(self.intents.list(ID, states=frozenset({IntentState.IN_DOUBT})))
+            (all,) = self.wait(self.store.executions.tally(datetime.fromtimestamp(0, UTC)))
+            assert all.in_doubt == len(doubtful)
 
     @invariant()
     def the_history_says_the_same(self) -> None:

@@ -24,6 +24,7 @@ from orchestrator.engine.parts import Parts, WorkerSettings
 from orchestrator.engine.worker import Worker
 from orchestrator.events import Cursor, Event
 from orchestrator.execution import CancelWant, Execution, Spec
+from orchestrator.executions import EGRESS_SENT
 from orchestrator.gateways import Tell
 from orchestrator.history import Lease, Sent
 from orchestrator.sandbox import Absent, SandboxDriver
@@ -83,9 +84,16 @@ class RecordingGateways:
 
     opened: list[Opened] = field(default_factory=list)
     fail: list[Exception] = field(default_factory=list)
+    untold: list[Exception] = field(default_factory=list)
+    sent_bytes: int = 0
 
     def environment(self, execution: Execution) -> Mapping[str, str]:
+        if self.untold:
+            raise self.untold.pop(0)
         return {"CARREL_GATEWAY": "here", "MODEL": execution.spec.model or "default"}
+
+    def counted(self) -> Mapping[str, int]:
+        return {EGRESS_SENT: self.sent_bytes}
 
     async def open(
         self, lease: Lease, execution: Execution, at: Path, *, tell: Tell, held: Callable[[], bool]

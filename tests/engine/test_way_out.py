@@ -4,13 +4,14 @@ at every end; and what a budget that was exceeded, and a harness that was killed
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from pathlib import Path
 
 import pytest
 
 from orchestrator import events
 from orchestrator.calls import Asked, ModelUsage, OverBudget
-from orchestrator.errors import Fenced, StoreUnavailable
+from orchestrator.errors import BadInput, Fenced, StoreUnavailable
 from orchestrator.events import Entry
 from orchestrator.execution import (
     Budget,
@@ -23,6 +24,7 @@ from orchestrator.execution import (
     Reason,
     RetryPolicy,
 )
+from orchestrator.executions import EGRESS_SENT
 from orchestrator.gateways import OUTLET_PORT
 from orchestrator.lifecycle import ExecutionState
 from tests.engine.stage import Opened, Stage, kinds, printed, stdout
@@ -53,6 +55,15 @@ async def refused(here: Stage, gateway: Opened) -> None:
     assert isinstance(answer, OverBudget)
 
 
+def open_sockets() -> int:
+    """Every open socket of this process: those to the store are there from the first execution on."""
+    count = 0
+    for fd in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # the listing's own
+            count += str(fd.readlink()).startswith("socket:")
+    return count
+
+
 def at(here: Stage, record: Execution) -> Path:
     assert record.sandbox_id is not None
     return here.parts.workspaces.slot(record.sandbox_id).gateway
@@ -71,6 +82,20 @@ async def test_it_listens_before_the_harness_begins(here: Stage) -> None:
     assert gateway.closed and gateway.graces_s == [0.0]
 
 
+async def test_a_start_that_fails_after_it_was_opened_leaves_no_line_and_no_gateway(here: Stage) -> None:
+    worker = here.work()
+    await here.ended(await here.bash("true"))
+    await here.idle(worker)
+    before = open_sockets()
+    for _ in range(3):
+        here.gateways.untold.append(BadInput("no such model", field="model"))
+        record = await here.ended(await here.bash("true"))
+        assert record.outcome is not None and record.outcome.reason is Reason.BAD_CONFIGURATION
+    await here.idle(worker)
+    assert open_sockets() == before
+    assert len(here.gateways.opened) == 4 and all(gateway.closed for gateway in here.gateways.opened)
+
+
 async def test_what_it_tells_is_in_the_history_when_it_returns(here: Stage) -> None:
     here.work()
     asked = await here.bash("read line")
@@ -82,6 +107,17 @@ async def test_what_it_tells_is_in_the_history_when_it_returns(here: Stage) -> N
     await here.ended(asked)
     with pytest.raises(Fenced):
         await gateway.tell(Entry(events.EGRESS_REFUSED, {"host": "late"}))
+
+
+async def test_what_gateways_count_is_told_once(here: Stage) -> None:
+    here.gateways.sent_bytes = 5
+    here.work(host_lost_after_s=0.06)
+    while (await here.parts.executions.counters())[EGRESS_SENT] != 5:
+        await asyncio.sleep(0.01)
+    here.gateways.sent_bytes = 9
+    while (told := (await here.parts.executions.counters())[EGRESS_SENT]) != 9:
+        assert told == 5, "told twice"
+        await asyncio.sleep(0.01)
 
 
 async def test_it_hears_what_the_record_says_now(here: Stage) -> None:
@@ -255,7 +291,7 @@ async def test_a_killed_harness_goes_on_in_its_old_files(here: Stage) -> None:
     told = await here.history(asked)
     assert stdout(told) == b"1 0\n2 1\n"
     lost = [dict(e.data) for e in told if e.type == events.SANDBOX_LOST]
-    assert lost == [{"reason": "harness_killed", "detail": "the harness was ended by signal 9"}]
+    assert lost == [{"reason": "harness_killed", "detail": "the harness was ended by signal 9", "in_a_row": 1}]
     assert [e.data.get("signal") for e in told if e.type == events.EXITED] == [9, None]
     assert [event.seq for event in told] == list(range(1, len(told) + 1))
     sandboxes = [str(e.data["sandbox_id"]) for e in told if e.type == events.SANDBOX_PLACED]
@@ -289,6 +325,8 @@ async def test_the_answer_it_was_waiting_for_is_not_lost_with_it(here: Stage) ->
         ("kill -KILL $$", RetryPolicy(), 1),  # auto: this harness does not resume
         ("kill -KILL $$", RetryPolicy(on_killed="end"), 1),
         ("kill -KILL $$", RetryPolicy(on_killed="retry", max_failures=2, backoff_s=0.01), 3),
+        # What it prints is nothing new: it would be printed, and killed, for ever.
+        ("echo up; kill -KILL $$", RetryPolicy(on_killed="retry", max_failures=2, backoff_s=0.01), 3),
         ("kill -INT $$", RetryPolicy(on_killed="retry", backoff_s=0.01), 1),
     ],
 )
@@ -298,6 +336,23 @@ async def test_where_that_is_the_end(here: Stage, script: str, policy: RetryPoli
     assert record.outcome is not None
     assert (record.outcome.kind, record.outcome.reason) == (OutcomeKind.FAILED, Reason.SIGNAL)
     assert record.attempt == attempts
+
+
+async def test_a_step_that_was_never_done_before_begins_the_count_anew(here: Stage) -> None:
+    """A model call that was paid, an intent's end, a message: each is one step further, so it is not for ever."""
+    here.work()
+    policy = RetryPolicy(on_killed="retry", max_failures=1, backoff_s=0.01)
+    # It gets the earlier messages again each time; those are nothing new.
+    reads = "echo up; while read line; do test $line = $EXECUTION_ATTEMPT && break; done"
+    asked = await here.bash(f"{reads}; test $line = 4 && exit 0; kill -KILL $$", retry=policy)
+    for attempt in range(1, 5):
+        await opened(here, attempt)
+        await here.send(asked, f"m{attempt}", str(attempt))
+    record = await here.ended(asked)
+    told = await here.history(asked)
+    assert record.outcome is not None and record.outcome.kind is OutcomeKind.SUCCEEDED
+    assert record.attempt == 4
+    assert [e.data["in_a_row"] for e in told if e.type == events.SANDBOX_LOST] == [1, 1, 1]
 
 
 async def test_cancelled_and_killed_is_cancelled(here: Stage) -> None:

@@ -32,19 +32,27 @@ HOSTILE: Final = (
 )
 
 
+def bash(command: str, *, wait_s: int) -> dict[str, Any]:
+    """A turn that calls it, and waits at most so long before it goes on beside."""
+    return {"calls": [{"name": "bash", "arguments": {"command": command, "wait_s": wait_s}}]}
+
+
 def script() -> dict[str, Any]:
     return {
         "scripts": {
             "steer": {
-                "turns": [{"run": "until [ -e go ]; do sleep 0.1; done; echo went"}, {"text": "I was told: {{said}}"}]
+                "turns": [
+                    bash("until [ -e go ]; do sleep 0.1; done; echo went", wait_s=200),
+                    {"text": "I was told: {{said}}"},
+                ]
             },
             "interrupt": {
-                "turns": [{"run": "sleep 1000"}, {"run": "echo still here"}, {"text": "Done after all."}],
+                "turns": [bash("sleep 1000", wait_s=1000), {"run": "echo still here"}, {"text": "Done after all."}],
             },
             "dear": {
                 "turns": [{"text": "One.", "run": "echo 1 > one", "usage": USED}, {"text": "Two.", "usage": USED}],
             },
-            "hostile": {"turns": [*({"run": command} for command in HOSTILE), {"text": "Alive."}]},
+            "hostile": {"turns": [*(bash(command, wait_s=4) for command in HOSTILE), {"text": "Alive."}]},
         },
         "default": "steer",
     }
@@ -142,7 +150,7 @@ def test_over_the_budget_it_waits_for_a_raise_where_told_so(agents: Agents) -> N
 
 
 def test_commands_that_hang_flood_and_fork_do_not_end_the_loop(agents: Agents) -> None:
-    ref = agents.submit("hostile", "-m", "512m", "-e", "BASH_LIMIT_S=4")
+    ref = agents.submit("hostile", "-m", "512m")
     assert agents.place.carrel("wait", ref).returncode == 0
     assert agents.told(ref, "result")[-1]["text"] == "Alive."
     updates = agents.told(ref, "tool_call_update")

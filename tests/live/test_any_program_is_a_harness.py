@@ -31,23 +31,26 @@ def test_it_asks_half_way_is_answered_and_finishes(live: Place, tmp_path: Path) 
 
 def test_one_in_python_speaks_in_typed_events(live: Place) -> None:
     example = ROOT / "agent-harness" / "examples" / "steered.py"
-    live.ok("run", "-d", "--name", "steered", "-e", "STEPS=4", "--upload", str(example), "--", "python3", "steered.py")
+    of_two = ("-e", "STEPS=2", "-e", "STEP_S=90")  # each ends when it is spoken to
+    live.ok("run", "-d", "--name", "steered", *of_two, "--upload", str(example), "--", "python3", "steered.py")
     until(lambda: any(event["type"] == "tool_call" for event in live.events("steered")), "its first step")
     live.ok("send", "steered", "faster")
+    live.ok("send", "steered", "and on")
+    live.ok("send", "steered", "faster still")
     assert live.carrel("wait", "steered").returncode == 0
     events = live.events("steered")
     said = [event["data"].get("text") for event in events if event["type"] == "agent_message_chunk"]
-    assert said == ["you said: faster"]
-    assert sum(event["type"] == "tool_call_update" for event in events) == 4
+    assert said == ["you said: faster", "you said: faster still"]
+    assert sum(event["type"] == "tool_call_update" for event in events) == 2
     assert [event["data"]["stop_reason"] for event in events if event["type"] == "result"] == ["end_turn"]
     assert live.record("steered")["output"] in (None, "jsonl")
 
 
 def test_the_first_one_hears_and_leaves_a_report(live: Place) -> None:
     example = ROOT / "agent-harness" / "examples" / "first.sh"
-    live.ok("run", "-d", "--name", "first", "-e", "STEPS=3", "-f", str(example))
-    until(lambda: "step 1 of 3" in live.ok("logs", "first"), "its first step")
+    live.ok("run", "-d", "--name", "first", "-e", "STEPS=1", "-e", "STEP_S=90", "-f", str(example))
+    until(lambda: "step 1 of 1" in live.ok("logs", "first"), "its first step")
     live.ok("send", "first", "hello")
     assert live.carrel("wait", "first").returncode == 0
     assert "you said: hello" in live.ok("logs", "first")
-    assert live.ok("artifacts", "get", "-o", "-", "first", "report.txt") == "steps 3\nmessages 1\n"
+    assert live.ok("artifacts", "get", "-o", "-", "first", "report.txt") == "steps 1\nmessages 1\n"

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.client import Client
 from tests.place import Place, until
 
 pytestmark = [pytest.mark.docker, pytest.mark.root, pytest.mark.timeout(300), pytest.mark.xdist_group("agent")]
@@ -18,7 +19,13 @@ pytestmark = [pytest.mark.docker, pytest.mark.root, pytest.mark.timeout(300), py
 TASK = "Write a small project with a unittest, plant one small bug in it, see the test fail, mend it."
 
 
-@pytest.fixture(scope="module", params=["openai-chat", "anthropic-messages", "openai-responses"])
+@pytest.fixture(
+    scope="module",
+    params=[
+        "anthropic-messages",
+        *(pytest.param(api, marks=pytest.mark.full) for api in ("openai-chat", "openai-responses")),
+    ],
+)
 def place(sandbox_image: str, request: pytest.FixtureRequest) -> Iterator[Place]:
     settings = (f"image={sandbox_image}", "scripted_model=demo", f"default_model_api={request.param}")
     made = Place(Path(tempfile.mkdtemp(prefix="crl-", dir="/tmp")), settings=settings)
@@ -33,7 +40,8 @@ def test_the_scripts_agent_mends_its_bug_and_hears_what_it_is_told(place: Place)
     name = f"demo-{uuid.uuid4().hex[:6]}"
     running = place.start("run", "--harness", "agent", "--name", name, TASK)
     until(lambda: b"check 1 of 5" in running.err, "it checks what it mended")
-    place.ok("send", name, "hello there")
+    with Client(place.url, place.token) as client:  # within its five seconds, however busy this machine is
+        client.get(name).send("hello there")
     assert running.code() == 0
     said, did = running.out.decode(), running.err.decode()
     assert "You said: “hello there”. I note it" in said

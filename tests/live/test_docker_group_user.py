@@ -1,7 +1,7 @@
 """A worker that is not root but may use the engine: the same product, nothing of the system touched.
 
-Each runs for two users: uid 1000, which most people's own machines have and the image's agent too, and another. Neither
-needs to exist: a process is given the uid and the group of the engine's socket.
+Each runs for two users: uid 1000, which most people's own machines have and the image's agent too (at full size only),
+and another. Neither needs to exist: a process is given the uid and the group of the engine's socket.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ class UserPlace(Place):
             client.close()
 
 
-@pytest.fixture(scope="module", params=[1000, 4711])
+@pytest.fixture(scope="module", params=[pytest.param(1000, marks=pytest.mark.full), 4711])
 def user(request: pytest.FixtureRequest, sandbox_image: str) -> Iterator[UserPlace]:
     uid: int = request.param
     folder = Path(tempfile.mkdtemp(prefix="crl-", dir="/tmp"))

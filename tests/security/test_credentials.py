@@ -1,6 +1,6 @@
-"""Attacks 39 to 42 of the design's security page, on a real server with real containers: the provider's key is nowhere
-a sandbox, a viewer or a disk could give it away; a gateway serves its own execution, the provider's API, and nothing
-that the provider sends it to.
+"""Attacks 39 to 42 and 51 of the design's security page, on a real server with real containers: the provider's key is
+nowhere a sandbox, a viewer or a disk could give it away, nor in what goes on to another execution; a gateway serves its
+own execution, the provider's API, and nothing that the provider sends it to.
 """
 
 from __future__ import annotations
@@ -267,3 +267,36 @@ def test_42_a_redirect_is_not_followed_and_gets_no_key(site: Site) -> None:
     assert Elsewhere.heads and all(head.startswith("/v1/messages\n") for head in Elsewhere.heads)
     assert CANARY in Elsewhere.heads[0], "the provider itself is shown it"
     site.place.ok("rm", "-f", mine)
+
+
+HOARD: Final = "env > keep/env; env > $STATE_DIR/env; cp -r $HOME keep/home; cat /proc/self/environ > keep/environ"
+
+
+def test_51_what_is_carried_to_another_execution_holds_no_secret(site: Site) -> None:
+    """A fork begins with another's record and files. All that was in reach is put into them; the key is not there, and
+    the token that is opens nothing from elsewhere, whether its own execution lives or has ended."""
+    place, name = site.place, f"origin-{uuid.uuid4().hex[:6]}"
+    place.ok("run", "-d", "--name", name, "--", "bash", "-c", f"mkdir keep; {HOARD}; touch ready; sleep 1000")
+    until(lambda: place.carrel("exec", name, "--", "test", "-e", "ready").returncode == 0, "it has hoarded")
+    record = place.record(name)
+    assert CANARY not in json.dumps(record)
+    vol = place.folder / "d" / "slots" / record["sandbox_id"] / "vol"
+    assert (vol / "state" / "env").read_text() and in_files(vol) == []
+    (token,) = re.findall(r"^CARREL_GATEWAY_TOKEN=(.+)$", (vol / "workspace/keep/env").read_text(), re.M)
+    assert token not in json.dumps(record) + place.ok("events", "--json", name), "nor is it in what others may read"
+
+    other = f"other-{uuid.uuid4().hex[:6]}"
+    place.ok("run", "-d", "--name", other, "--upload", str(vol / "workspace" / "keep"), "--", "sleep", "1000")
+    until(lambda: place.record(other)["state"] == "RUNNING", "it runs")
+    script = """
+kept = dict(line.split("=", 1) for line in open("/workspace/keep/env").read().splitlines() if "=" in line)
+theirs = kept["CARREL_GATEWAY_TOKEN"]
+assert theirs != MINE
+answers = [ask("/v1/messages", theirs, body=hello("scripted"))[0], ask("/carrel/v1/spend", theirs)[0]]
+print(json.dumps([*answers, ask("/carrel/v1/spend", MINE)[0]]))
+"""
+    assert site.inside(other, script) == [401, 401, 200]
+    place.ok("kill", name)
+    place.carrel("wait", name)
+    assert site.inside(other, script) == [401, 401, 200]
+    place.ok("rm", "-f", name, other)

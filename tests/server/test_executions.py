@@ -14,6 +14,7 @@ from orchestrator.events import Entry
 from orchestrator.execution import MIB, Limits, Outcome, OutcomeKind, Reason, Resources
 from orchestrator.lifecycle import Trigger
 from orchestrator.server.parts import ServerSettings
+from orchestrator.tokens import Scope
 from orchestrator.wire.record import Record
 from tests.contracts.redis_store import lines
 from tests.server.conftest import Api, running_api, with_settings
@@ -23,7 +24,11 @@ CANCELLED = Outcome(OutcomeKind.CANCELLED, Reason.CANCELLED)
 
 @pytest.fixture
 def settings() -> ServerSettings:
-    return with_settings(default_resources=Resources(pids=77), default_limits=Limits(deadline_s=99.0))
+    return with_settings(
+        default_resources=Resources(pids=77),
+        default_limits=Limits(deadline_s=99.0),
+        allowed_models={"students": ("small-*", "tiny")},
+    )
 
 
 async def test_submit_answers_with_the_record(api: Api) -> None:
@@ -49,6 +54,21 @@ async def test_a_key_submits_once(api: Api) -> None:
     other = await api.http.post("/v1/executions", json={"command": ["false"]}, headers=key)
     assert (other.status_code, other.json()["code"]) == (409, "key_reused")
     assert len((await api.client.page()).executions) == 1
+
+
+async def test_a_model_that_the_tenant_may_not_use_is_refused_at_once(api: Api) -> None:
+    """Not by the gateway, when the sandbox is there and the harness asks it."""
+    token = await api.token_for(Scope.READ, Scope.WRITE, tenant="students")
+    async with api.caller(token) as http:
+        refused = await http.post("/v1/executions", json={"command": ["true"], "model": "large"})
+        problem = refused.json()
+        assert (refused.status_code, problem["code"], problem["field"]) == (403, "forbidden", "model")
+        assert problem["limit"] == "small-* | tiny"
+        assert "[tenants.students]" in problem["remedy"]
+        for fine in ("small-1", "tiny", ""):
+            assert (await http.post("/v1/executions", json={"command": ["true"], "model": fine})).status_code == 201
+        assert len((await http.get("/v1/executions")).json()["executions"]) == 3, "what was refused left nothing"
+    await api.submit(model="large")  # a tenant that is not listed may use all
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from orchestrator import errors
 from orchestrator.client import AsyncClient
 from orchestrator.errors import BadInput
 from orchestrator.execution import OutcomeKind
+from orchestrator.executions import EGRESS_SENT
 from orchestrator.lifecycle import ExecutionState
 from orchestrator.server.app import create_app
 from orchestrator.server.serve import listen, serving
@@ -83,6 +84,14 @@ async def test_outcomes_are_counted_by_reason_and_group(api: Api) -> None:
     text = (await api.http.get("/metrics")).text
     assert 'carrel_reasons_1h{reason="cancelled"} 2.0' in text
     assert f'carrel_outcomes_1h{{outcome="{OutcomeKind.LOST}"}} 0.0' in text
+
+
+async def test_bytes_through_the_egress_proxies_are_a_counter(api: Api) -> None:
+    for sent in (0, 5, 7):
+        await api.store.executions.heartbeat("h1", "w1", {}, counted={EGRESS_SENT: sent})
+        text = (await api.http.get("/metrics")).text
+    assert 'carrel_egress_bytes_total{direction="sent"} 12.0' in text
+    assert 'carrel_egress_bytes_total{direction="received"} 0.0' in text
 
 
 @pytest.mark.parametrize(

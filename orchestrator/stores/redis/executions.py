@@ -245,8 +245,13 @@ class RedisExecutions:
     async def owner_of_sandbox(self, sandbox_id: str) -> Execution | None:
         return await self._finder.owner_of_sandbox(sandbox_id)
 
-    async def heartbeat(self, host: str, worker: str, facts: Mapping[str, str]) -> None:
-        await self._hosts.heartbeat(host, worker, facts)
+    async def heartbeat(
+        self, host: str, worker: str, facts: Mapping[str, str], *, counted: Mapping[str, int] | None = None
+    ) -> None:
+        await self._hosts.heartbeat(host, worker, facts, counted or {})
+
+    async def counters(self) -> Mapping[str, int]:
+        return await self._hosts.counters()
 
     async def hosts(self) -> Sequence[Host]:
         return await self._hosts.all()

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from orchestrator.clock import from_ms
 from orchestrator.errors import BadInput, NotFound
 from orchestrator.execution import Execution, Outcome, OutcomeKind, Reason
-from orchestrator.executions import Host
+from orchestrator.executions import COUNTERS, Host
 from orchestrator.harnesses import harness_of
 from orchestrator.lifecycle import ExecutionState
 from orchestrator.retry import Again, Cause, GiveUp, decide
@@ -29,9 +29,15 @@ class Hosts:
         self._keys = keys
         self._finder = finder
 
-    async def heartbeat(self, host: str, worker: str, facts: Mapping[str, str]) -> None:
+    async def heartbeat(self, host: str, worker: str, facts: Mapping[str, str], counted: Mapping[str, int]) -> None:
         """See the port."""
-        await self._server.run("heartbeat", self._keys.prefix, host, worker, dumps(dict(facts)))
+        more = [part for name, count in counted.items() if count for part in (name, count)]
+        await self._server.run("heartbeat", self._keys.prefix, host, worker, dumps(dict(facts)), *more)
+
+    async def counters(self) -> Mapping[str, int]:
+        """See the port."""
+        found = await self._server.ask("HMGET", self._keys.counters, *COUNTERS)
+        return {name: int(count or 0) for name, count in zip(COUNTERS, found, strict=True)}
 
     async def all(self) -> Sequence[Host]:
         """See the port."""

@@ -42,6 +42,13 @@ _OVER: Final = frozenset(
 _REPEATABLE: Final = frozenset({Effect.NONE, Effect.IDEMPOTENT})
 
 
+def unsettled(text: str | bytes) -> bool:
+    """Whether nobody would know the end of this one, should its attempt be over. lua/piece_intents.lua has the same."""
+    of = json.loads(text)
+    open_ = of["state"] == IntentState.OPEN.value and Effect(of["effect"]) not in _REPEATABLE
+    return bool(open_ or of["state"] == IntentState.IN_DOUBT.value)
+
+
 class RedisIntents:
     """See the port. `fenced` as in RedisHistory."""
 

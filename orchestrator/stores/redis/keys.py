@@ -115,5 +115,10 @@ class Keys:
         return f"{self.prefix}{{{execution_id}}}:restored"
 
     @property
+    def counters(self) -> str:
+        """What workers count, added up: a hash."""
+        return f"{self.prefix}counters"
+
+    @property
     def meta(self) -> str:
         return f"{self.prefix}meta"

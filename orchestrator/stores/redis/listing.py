@@ -135,17 +135,20 @@ class Finder:
         ids = await self._server.ask("ZRANGEBYSCORE", self._keys.index("finished"), to_ms(since), "+inf")
         groups: dict[str, _Sum] = {}
         for i in range(0, len(ids), 500):
+            some = [id.decode() for id in ids[i : i + 500]]
             answers = await self._server.ask_all(
-                *(("HMGET", self._keys.record(id.decode()), *_Sum.FIELDS) for id in ids[i : i + 500])
+                *(("HMGET", self._keys.record(id), *_Sum.FIELDS) for id in some),
+                *(("HGET", self._keys.intents(id), "unsettled") for id in some),
             )
-            for outcome, of_tenant, harness, labels, attempt, started, finished, *spent in answers:
+            for told, doubts in zip(answers[: len(some)], answers[len(some) :], strict=True):
+                outcome, of_tenant, harness, labels, attempt, started, finished, *spent = told
                 if outcome is None or (tenant is not None and of_tenant.decode() != tenant):
                     continue
                 if by.startswith("label:"):
                     group = json.loads(labels or b"{}").get(by.removeprefix("label:"), "")
                 else:
                     group = {"": b"", "harness": harness, "tenant": of_tenant}[by].decode()
-                groups.setdefault(group, _Sum()).add(outcome, attempt, started, finished, spent)
+                groups.setdefault(group, _Sum()).add(outcome, attempt, started, finished, doubts, spent)
         return [groups[name].tally(name) for name in sorted(groups)]
 
     async def _sources(self, filter: Filter, tenant: str) -> list[str]:
@@ -179,6 +182,7 @@ class _Sum:
         self.reasons: Counter[str] = Counter()
         self.resumed = 0
         self.wall_ms = 0
+        self.in_doubt = 0
         self.spent = [0] * len(SPEND)
 
     def add(
@@ -187,12 +191,14 @@ class _Sum:
         attempt: bytes | None,
         started: bytes | None,
         finished: bytes,
+        doubts: bytes | None,
         spent: Sequence[bytes | None],
     ) -> None:
         told = json.loads(outcome)
         self.outcomes[told["kind"]] += 1
         self.reasons[told["reason"]] += 1
         self.resumed += int(attempt or 0) > 1
+        self.in_doubt += int(doubts or 0)
         self.spent = [total + int(more or 0) for total, more in zip(self.spent, spent, strict=True)]
         if started:
             self.wall_ms += int(finished) - int(started)
@@ -205,6 +211,7 @@ class _Sum:
             dict(self.reasons),
             self.resumed,
             self.wall_ms / 1000,
+            self.in_doubt,
             Spend(*self.spent),
         )
 

@@ -20,6 +20,7 @@ from orchestrator.lifecycle import ExecutionState
 from orchestrator.retry import Cause, GiveUp, decide
 from orchestrator.stores.redis.connection import Argument, Server
 from orchestrator.stores.redis.dump import raw, scanned
+from orchestrator.stores.redis.intents import unsettled
 from orchestrator.stores.redis.keys import Keys
 from orchestrator.stores.redis.load_streams import FAR, LoadedStreams, flat, put_entries
 from orchestrator.stores.redis.record import of_outcome, pairs, to_execution
@@ -41,7 +42,7 @@ class RedisLoad:
         self._passed_over = ""  # the execution that took its place already: its lines are
         self._schema_known = False
         self._streams = LoadedStreams(server, keys)
-        self._journal_bytes = 0  # of the journal whose pages are being read
+        self._journal_bytes = self._unsettled = 0  # of the journal whose pages are being read
 
     async def begin(self, backup: str, *, host_was: str, host: str, quiet_s: float) -> None:
         self._backup, self._host_was, self._host = backup, host_was, host
@@ -197,8 +198,13 @@ class RedisLoad:
         size = sum(len(raw(intent)) + len(raw(result)) for _, intent, result in entries)
         names = [raw(name) for name, _, _ in entries]
         order = self._keys.intents_order(id)
-        self._journal_bytes = size + (self._journal_bytes if line["at"] else 0)
-        await self._server.ask("HSET", journal, *fields, "bytes", self._journal_bytes)
+        unknown = sum(unsettled(raw(intent)) for _, intent, _ in entries)
+        if not line["at"]:
+            self._journal_bytes = self._unsettled = 0
+        self._journal_bytes += size
+        self._unsettled += unknown
+        of_all: tuple[Argument, ...] = ("bytes", self._journal_bytes, "unsettled", self._unsettled)
+        await self._server.ask("HSET", journal, *fields, *of_all)
         await self._server.run("restore_entries", self._keys.prefix, order, "list", 1, line["at"], *names)
 
     async def _snapshot(self, line: Line, files: Collection[str]) -> None:

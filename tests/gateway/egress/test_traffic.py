@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from orchestrator.gateway.egress_flow import Traffic
 from tests.gateway.egress import hellos
 from tests.gateway.egress.conftest import Opened, Proxy, everything, parse
 from tests.internet import Internet
@@ -297,3 +298,13 @@ def test_closing_ends_what_is_open_and_takes_nothing_new(proxy: Proxy) -> None:
     assert proxy.refused("ok.test:9000").status == 503
     assert json.loads(proxy.get("http://ok.test/").body)["error"]["code"] == "egress_unreachable"
     assert not proxy.events()
+
+
+def test_each_sandbox_counts_for_all_of_them() -> None:
+    whole = Traffic()
+    one, other = Traffic(whole=whole), Traffic(whole=whole)
+    one.sent(3)
+    one.received(5)
+    other.sent(4)
+    assert (one.out_bytes, one.in_bytes, other.out_bytes) == (3, 5, 4)
+    assert (whole.out_bytes, whole.in_bytes) == (7, 5)

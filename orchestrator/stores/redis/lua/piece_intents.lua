@@ -1,6 +1,12 @@
 -- The journal of intents: the hash `{id}:intents`, whose fields are i:<key> = the intent as JSON, r:<key> = its result,
--- bytes = of both; `at` in it is the seq of its last event; and the list `{id}:intents:order` of its keys. Needs: record.
+-- bytes = of both, unsettled = how many nobody knows the end of, should the attempt be over; `at` in it is the seq of its
+-- last event; and the list `{id}:intents:order` of its keys. Needs: record.
 local function repeatable(effect) return effect == 'none' or effect == 'idempotent' end
+
+local function unsettled(of)
+  if of.state == 'in_doubt' or (of.state == 'open' and not repeatable(of.effect)) then return 1 end
+  return 0
+end
 
 local function intent_of(journal, name)
   local text = call('HGET', journal, 'i:' .. name)
@@ -11,6 +17,8 @@ end
 local function put_intent(journal, name, of, result)
   local text, before = cjson.encode(of), call('HMGET', journal, 'i:' .. name, 'r:' .. name)
   local size = #text - #(before[1] or '')
+  local more = unsettled(of) - (before[1] and unsettled(cjson.decode(before[1])) or 0)
+  if more ~= 0 then call('HINCRBY', journal, 'unsettled', more) end
   call('HSET', journal, 'i:' .. name, text)
   if result then
     size = size + #result - #(before[2] or '')
@@ -37,9 +45,11 @@ end
 -- changed in their text (a quote within a value is escaped, so these can only be members): decoding a long journal would
 -- hold the server for seconds.
 local AT_ONCE = 200
+local function said(text, member) return string.find(text, member, 1, true) ~= nil end
+
 local function copy_intents(from, x, upto, seq)
   local theirs, journal, order = key(from, 'intents'), key(x.id, 'intents'), key(x.id, 'intents:order')
-  local size = 0
+  local size, unknown = 0, 0
   for first = 0, upto - 1, AT_ONCE do
     local names = call('LRANGE', key(from, 'intents:order'), first, math.min(first + AT_ONCE, upto) - 1)
     if #names == 0 then break end
@@ -56,8 +66,11 @@ local function copy_intents(from, x, upto, seq)
         of.state, of.ended, of.by, of.decision, of.nonce, result = 'open', nil, nil, nil, nil, ''
         text = cjson.encode(of)
       end
-      if string.find(text, '"state":"open"', 1, true) then
+      if said(text, '"state":"open"') then
         text = string.gsub(text, '"attempt":%d+', '"attempt":0', 1) -- of no attempt of this one
+        if not said(text, '"effect":"none"') and not said(text, '"effect":"idempotent"') then unknown = unknown + 1 end
+      elseif said(text, '"state":"in_doubt"') then
+        unknown = unknown + 1
       end
       text = string.gsub(text, '"at":%d+', '"at":0', 1) -- before its first event
       values[#values + 1] = fields[i]
@@ -71,5 +84,5 @@ local function copy_intents(from, x, upto, seq)
     call('HSET', journal, unpack(values))
     call('RPUSH', order, unpack(names))
   end
-  if size > 0 then call('HSET', journal, 'bytes', size) end
+  if size > 0 then call('HSET', journal, 'bytes', size, 'unsettled', unknown) end
 end
