@@ -40,14 +40,14 @@ class Copier:
 
     def keep_ms(self) -> float:
         """As the first time."""
-        self._forget()
+        self.forget()
         if self._name == "restic":
             run_ms("restic -q init", **self._env)
         return self._keep()
 
     def again_ms(self) -> float:
         if self._name != "restic":
-            self._forget()
+            self.forget()
         return self._keep()
 
     def back_ms(self) -> float:
@@ -70,7 +70,8 @@ class Copier:
         }[self._name]
         return run_ms(command, **self._env)
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
+        """Nothing is kept."""
         if self._kept.is_dir():
             shutil.rmtree(self._kept)
         else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -26,14 +26,23 @@ from orchestrator.snapshots import Origin, Snapshot
 from tests.engine.stage import Stage, printed, stage, stdout
 from tests.engine.test_hibernate import S, begin, ledger, sleep
 from tests.engine.test_snapshots import cut
+from tests.s3_server import KEY, SECRET, s3_server
 
 pytestmark = pytest.mark.root
 
 
 @pytest.fixture
-def archive(short_dir: Path) -> Archive:
-    (short_dir / "archive").mkdir()
-    return archive_at(f"file://{short_dir}/archive", "test")
+def archive(request: pytest.FixtureRequest, short_dir: Path) -> Iterator[Archive]:
+    """A folder; where the test asks for it, a bucket."""
+    if getattr(request, "param", "disk") == "disk":
+        (short_dir / "archive").mkdir()
+        yield archive_at(f"file://{short_dir}/archive", "test")
+        return
+    monkeypatch: pytest.MonkeyPatch = request.getfixturevalue("monkeypatch")
+    for name, value in (("ACCESS_KEY_ID", KEY), ("SECRET_ACCESS_KEY", SECRET), ("REGION", "us-east-1")):
+        monkeypatch.setenv(f"AWS_{name}", value)
+    with s3_server(short_dir / "s3") as endpoint:
+        yield archive_at("s3://bucket/below", "test", endpoint=endpoint)
 
 
 @pytest.fixture
@@ -78,6 +87,7 @@ async def asleep_and_its_host_gone(here: Stage) -> AsyncIterator[Execution]:
     yield await here.parts.executions.get(asked.id)
 
 
+@pytest.mark.parametrize("archive", ["disk", "s3"], indirect=True)
 async def test_what_one_host_put_to_sleep_another_wakes(here: Stage, short_dir: Path, archive: Archive) -> None:
     async with asleep_and_its_host_gone(here) as slept:
         assert slept.state is S.HIBERNATED and slept.host is None
