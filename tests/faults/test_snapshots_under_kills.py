@@ -11,6 +11,7 @@ from ulid import ULID
 from orchestrator import events
 from orchestrator.events import Cursor
 from orchestrator.execution import CancelWant, Execution, OutcomeKind, SnapshotPolicy, SnapshotWant, Spec
+from orchestrator.snapshots import KeepPolicy
 from orchestrator.stores.redis import Keys, RedisSnapshots
 from tests.faults.ground import Ground, ground
 from tests.faults.judge import told
@@ -28,7 +29,7 @@ async def test_each_is_of_one_moment(kills: int, least: int) -> None:
     async with ground() as here:
         for _ in range(2):
             await here.worker()
-        policy = SnapshotPolicy(every_s=0.3, at_end=False)
+        policy = SnapshotPolicy(every_s=0.3, at_end=False, keep=KeepPolicy(last=100_000))  # none goes meanwhile
         spec = Spec(harness="command", command=("bash", "-c", COUNTER), snapshots=policy)
         execution = (await here.executions.submit(spec, execution_id=f"exe_{str(ULID()).lower()}")).execution
         nemesis = Nemesis(here, seed=11, mischief={"kill_worker": 4, "stop_worker": 3, "cut_line": 2, "kill_store": 1})
