@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import sys
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -49,7 +50,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     run = config.stash.get(_RUN, "")
     if run:
         for command in left_running.end(run):
-            print(f"ended what this run left running: {command[:150]}")
+            print(f"ended what this run left running: {command[:150]}", file=sys.stderr)
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final
 
 MARK: Final = "TESTS_OF_RUN"
+_BY_THEMSELVES_S: Final = 3.0
 _PATIENCE_S: Final = 20.0
 _SANDBOXES: Final = "label=carrel.sandbox"
 
@@ -40,7 +41,11 @@ def marked(run: str) -> dict[int, str]:
 
 
 def end(run: str) -> list[str]:
-    """End them: SIGTERM, then SIGKILL; then the sandboxes of their installations. The command lines of those found."""
+    """End them: SIGTERM, then SIGKILL; then the sandboxes of their installations. The command lines of those found,
+    but for those that end by themselves once their parent has (multiprocessing's)."""
+    until = time.monotonic() + _BY_THEMSELVES_S
+    while marked(run) and time.monotonic() < until:
+        time.sleep(0.05)
     first = marked(run)
     installations = set(re.findall(r"installation=(t[0-9a-f]{10})\b", "\n".join(first.values())))
     for number, until_s in ((signal.SIGTERM, _PATIENCE_S), (signal.SIGKILL, _PATIENCE_S)):

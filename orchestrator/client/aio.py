@@ -20,6 +20,7 @@ from orchestrator.client import (
     changes,
     downloading,
     executing,
+    file_requests,
     following,
     requests,
     snapshot_requests,
@@ -200,8 +201,8 @@ class AsyncClient:
     async def upload(self, source: bytes | Path, path: str, *, mode: int | None = None) -> Mapping[str, Any]:
         """See sync.Client.upload."""
         file = await asyncio.to_thread(uploads.source, source, path, mode=mode)
-        if not await self.call(requests.blob_known(file.sha256)):
-            uploads.check(file, (await self.call(requests.blob(file.body))).sha256)
+        if not await self.call(file_requests.blob_known(file.sha256)):
+            uploads.check(file, (await self.call(file_requests.blob(file.body))).sha256)
         return file.entry
 
     async def prune(self, **wish: Any) -> AsyncGenerator[PruneAnswer]:

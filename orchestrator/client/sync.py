@@ -20,6 +20,7 @@ from orchestrator.client import (
     changes,
     downloading,
     executing,
+    file_requests,
     following,
     requests,
     snapshot_requests,
@@ -204,8 +205,8 @@ class Client:
     def upload(self, source: bytes | Path, path: str, *, mode: int | None = None) -> Mapping[str, Any]:
         """Store content unless it is there; the entry for `submit(files=[…])`."""
         file = uploads.source(source, path, mode=mode)
-        if not self.call(requests.blob_known(file.sha256)):
-            uploads.check(file, self.call(requests.blob(file.body)).sha256)
+        if not self.call(file_requests.blob_known(file.sha256)):
+            uploads.check(file, self.call(file_requests.blob(file.body)).sha256)
         return file.entry
 
     def prune(self, **wish: Any) -> Iterator[PruneAnswer]:

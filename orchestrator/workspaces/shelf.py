@@ -13,7 +13,6 @@ import builtins
 import contextlib
 import errno
 import hashlib
-import json
 import logging
 import os
 import re
@@ -23,7 +22,7 @@ import time
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from orchestrator.errors import CarrelError, Conflict, DiskFull, NotFound
 from orchestrator.execution import GIB
@@ -33,6 +32,7 @@ from orchestrator.workspace import Files, FileStat, OpenFile
 from orchestrator.workspaces import taking
 from orchestrator.workspaces.durable import disk_errors, locked, sync_filesystem, sync_folder, try_lock
 from orchestrator.workspaces.removal import remove_tree
+from orchestrator.workspaces.shelf_list import read_list, write_list
 
 logger = logging.getLogger(__name__)
 
@@ -129,7 +129,7 @@ class DirectoryShelf:
             self._content.mkdir(mode=0o700, exist_ok=True)
             with self._beside(execution_id) as new:
                 kept = self._fill(new, _and(first, looked_at), files)
-                _write_list(new / _LIST, kept)
+                write_list(new / _LIST, kept)
                 if len(kept) > _EACH_SYNCED:
                     sync_filesystem(new)
                 sync_folder(new)
@@ -242,7 +242,7 @@ class DirectoryShelf:
 
     def _kept(self, execution_id: str) -> Sequence[Kept]:
         try:
-            return _read_list(self._of / _checked(execution_id) / _LIST)
+            return read_list(self._of / _checked(execution_id) / _LIST)
         except FileNotFoundError:
             raise NotFound("nothing was kept of it", kind="artifacts", id=execution_id) from None
         except (ValueError, KeyError, TypeError):
@@ -374,45 +374,6 @@ def _and(
 ) -> Iterator[tuple[str, str, FileStat | CarrelError]]:
     yield first
     yield from rest
-
-
-def _write_list(file: Path, kept: Sequence[Kept]) -> None:
-    """One line a file, then the digest of those lines."""
-    lines = b"".join(json.dumps(_shape(one)).encode() + b"\n" for one in kept)
-    with file.open("wb") as out:
-        out.write(lines + hashlib.sha256(lines).hexdigest().encode())
-        out.flush()
-        os.fsync(out.fileno())
-
-
-def _shape(one: Kept) -> dict[str, Any]:
-    return {
-        "path": base64.b64encode(os.fsencode(one.path)).decode(),
-        "size_bytes": one.size_bytes,
-        "modified_s": one.modified_at.timestamp(),
-        "sha256": one.sha256,
-        "refused": one.refused.encode(errors="replace").decode(),
-    }
-
-
-def _read_list(file: Path) -> Sequence[Kept]:
-    """Raises FileNotFoundError, ValueError, KeyError, TypeError."""
-    lines, _, digest = file.read_bytes().rpartition(b"\n")
-    if hashlib.sha256(lines + b"\n").hexdigest().encode() != digest:
-        raise ValueError("damaged")
-    found = []
-    for line in lines.split(b"\n"):
-        one = json.loads(line)
-        found.append(
-            Kept(
-                os.fsdecode(base64.b64decode(one["path"])),
-                one["size_bytes"],
-                datetime.fromtimestamp(one["modified_s"], tz=UTC),
-                one["sha256"],
-                one["refused"],
-            )
-        )
-    return found
 
 
 def _sync(file: Path) -> None:

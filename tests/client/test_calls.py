@@ -18,6 +18,7 @@ from orchestrator.client import (
     Execution,
     Patience,
     aio_files,
+    file_requests,
     requests,
     sync_files,
 )
@@ -228,8 +229,8 @@ def test_every_request_that_changes_something_has_a_key_or_says_that_it_must_not
         requests.resources("e", cpus=1),
         requests.exec_result("e", {"command": ["x"]}),
         requests.exec_stream("e", {"command": ["x"]}),
-        requests.blob(iter([b"x"])),
-        requests.write("e", "x", iter([b"x"])),
+        file_requests.blob(iter([b"x"])),
+        file_requests.write("e", "x", iter([b"x"])),
     ]
     for request in made:
         keyed = "idempotency-key" in request.headers or (
