@@ -9,6 +9,7 @@ import typer
 
 from orchestrator import settings
 from orchestrator.cli import console, reaching
+from orchestrator.room import Mark
 
 
 def config(ctx: typer.Context, as_json: Annotated[bool, reaching.Json] = False) -> None:
@@ -27,6 +28,8 @@ def config(ctx: typer.Context, as_json: Annotated[bool, reaching.Json] = False) 
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, Mark):
+        return str(value) or "0"
     if isinstance(value, Path):
         return str(value)
     return list(value) if isinstance(value, tuple) else value
