@@ -35,7 +35,6 @@ def test_one_in_python_speaks_in_typed_events(live: Place) -> None:
     live.ok("run", "-d", "--name", "steered", *of_two, "--upload", str(example), "--", "python3", "steered.py")
     until(lambda: any(event["type"] == "tool_call" for event in live.events("steered")), "its first step")
     live.ok("send", "steered", "faster")
-    live.ok("send", "steered", "and on")
     live.ok("send", "steered", "faster still")
     assert live.carrel("wait", "steered").returncode == 0
     events = live.events("steered")
