@@ -269,25 +269,34 @@ def test_42_a_redirect_is_not_followed_and_gets_no_key(site: Site) -> None:
     site.place.ok("rm", "-f", mine)
 
 
-HOARD: Final = "env > keep/env; env > $STATE_DIR/env; cp -r $HOME keep/home; cat /proc/self/environ > keep/environ"
+HOARD: Final = (
+    "mkdir keep; env > keep/env; env > $STATE_DIR/env; cp -r $HOME keep/home; cp /proc/self/environ keep/self"
+)
 
 
 def test_51_what_is_carried_to_another_execution_holds_no_secret(site: Site) -> None:
     """A fork begins with another's record and files. All that was in reach is put into them; the key is not there, and
     the token that is opens nothing from elsewhere, whether its own execution lives or has ended."""
     place, name = site.place, f"origin-{uuid.uuid4().hex[:6]}"
-    place.ok("run", "-d", "--name", name, "--", "bash", "-c", f"mkdir keep; {HOARD}; touch ready; sleep 1000")
+    place.ok(
+        "run", "-d", "--name", name, "--", "bash", "-c", f"[ -e ready ] || {{ {HOARD}; touch ready; }}; sleep 1000"
+    )
     until(lambda: place.carrel("exec", name, "--", "test", "-e", "ready").returncode == 0, "it has hoarded")
-    record = place.record(name)
-    assert CANARY not in json.dumps(record)
-    vol = place.folder / "d" / "slots" / record["sandbox_id"] / "vol"
-    assert (vol / "state" / "env").read_text() and in_files(vol) == []
-    (token,) = re.findall(r"^CARREL_GATEWAY_TOKEN=(.+)$", (vol / "workspace/keep/env").read_text(), re.M)
-    assert token not in json.dumps(record) + place.ok("events", "--json", name), "nor is it in what others may read"
+    (fork,) = place.ok("fork", name).split()
+    until(lambda: place.record(fork)["state"] == "RUNNING", "the fork runs")
+    assert place.record(fork)["forked_from"]["execution_id"] == place.record(name)["id"]
 
-    other = f"other-{uuid.uuid4().hex[:6]}"
-    place.ok("run", "-d", "--name", other, "--upload", str(vol / "workspace" / "keep"), "--", "sleep", "1000")
-    until(lambda: place.record(other)["state"] == "RUNNING", "it runs")
+    tokens = []
+    for one in (name, fork):
+        record = place.record(one)
+        vol = place.folder / "d" / "slots" / record["sandbox_id"] / "vol"
+        assert (vol / "state" / "env").read_text() and in_files(vol) == []
+        tokens += re.findall(r"^CARREL_GATEWAY_TOKEN=(.+)$", (vol / "workspace/keep/env").read_text(), re.M)
+        told = json.dumps(record) + place.ok("events", "--json", one)
+        assert CANARY not in told and tokens[0] not in told, "nor is it in what others may read"
+    assert len(tokens) == 2 and tokens[0] == tokens[1], "the fork holds what its origin hoarded"
+    assert in_files(place.folder / "d") == [], "nor do the snapshot between them, the store and the logs"
+
     script = """
 kept = dict(line.split("=", 1) for line in open("/workspace/keep/env").read().splitlines() if "=" in line)
 theirs = kept["CARREL_GATEWAY_TOKEN"]
@@ -295,8 +304,8 @@ assert theirs != MINE
 answers = [ask("/v1/messages", theirs, body=hello("scripted"))[0], ask("/carrel/v1/spend", theirs)[0]]
 print(json.dumps([*answers, ask("/carrel/v1/spend", MINE)[0]]))
 """
-    assert site.inside(other, script) == [401, 401, 200]
+    assert site.inside(fork, script) == [401, 401, 200]
     place.ok("kill", name)
     place.carrel("wait", name)
-    assert site.inside(other, script) == [401, 401, 200]
-    place.ok("rm", "-f", name, other)
+    assert site.inside(fork, script) == [401, 401, 200]
+    place.ok("rm", "-f", name, fork)
