@@ -7,7 +7,7 @@ no artifact one can have (a link that leads out, a device, more than there is ro
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final, Protocol
@@ -63,6 +63,14 @@ class Shelf(Protocol):
 
     async def remove(self, execution_id: str) -> int:
         """Everything of this execution; what others keep too stays theirs. Answers the bytes that are free now."""
+
+    def pack(self, execution_id: str) -> Generator[tuple[str, bytes]]:
+        """All that is held of it, as it is at the first piece whatever becomes of it then: (a name of ours, a piece of
+        at most 1 MiB), those of one name in a row. Blocking; to be closed. Raises NotFound, DiskFull, OSError."""
+
+    async def load(self, execution_id: str, pieces: Iterator[tuple[str, bytes]]) -> None:
+        """What `pack` gave, in place of what is here, beyond all limits but the disk's. What was damaged already is so
+        here. Raises DiskFull; Conflict(state="corrupt") for what `pack` cannot have given, and keeps nothing then."""
 
     async def list(self) -> Sequence[tuple[str, datetime]]:
         """Ids of all executions of which something is here, with the time it came; what crashes left is removed."""

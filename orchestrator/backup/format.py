@@ -5,6 +5,7 @@ One tar under zstd, that any tar reads (`tar --zstd -tf`), of *pieces* of at mos
     records/<n>.jsonl            the store's lines
     blobs/<sha256>/<n>           what executions that have not ended are to begin with, uploaded files
     snapshots/<id>/<n>           a snapshot's files on this host: put together, a tar.zst
+    artifacts/<id>/<file>/<n>    what is on this host's shelf of an execution: the list, and each content by its sha256
     manifest.json                last: what there is of each, what is missing, and the chain
 Each piece says its own sha256 (a pax header); the *chain* is the sha256 over the names and digests of all pieces before
 the manifest, in their order. So what is cut off, changed, left out, doubled or put elsewhere shows, and where.
@@ -26,7 +27,7 @@ PIECE_BYTES: Final = 1 << 20
 #: Of a piece of lines: the last line of it may be long (an event has at most 4 MiB, and JSON escapes).
 MOST_BYTES: Final = 64 << 20
 HEAD, MANIFEST = "backup.json", "manifest.json"
-RECORDS, BLOBS, SNAPSHOTS = "records", "blobs", "snapshots"
+RECORDS, BLOBS, SNAPSHOTS, ARTIFACTS = "records", "blobs", "snapshots", "artifacts"
 SHA256: Final = "CARREL.sha256"
 MOST_NAMED: Final = 1000  # of what is missing; the others are counted
 
@@ -55,6 +56,7 @@ class Contents:
     snapshots: int = 0  # records
     snapshot_files: int = 0  # of how many the files are in it
     blobs: int = 0
+    artifacts: int = 0  # executions of which something is on the shelf
     bytes: int = 0  # of all pieces
     elsewhere: tuple[str, ...] = ()
     elsewhere_count: int = 0

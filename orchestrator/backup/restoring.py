@@ -13,11 +13,12 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
-from orchestrator.backup.format import BLOBS, RECORDS, SNAPSHOTS, Contents, Head, damaged
+from orchestrator.backup.format import ARTIFACTS, BLOBS, RECORDS, SNAPSHOTS, Contents, Head, damaged
 from orchestrator.backup.reading import Piece, Reader, verified
 from orchestrator.dump import SNAPSHOT, Load, Loaded
 from orchestrator.errors import Conflict
 from orchestrator.sandbox import SandboxDriver
+from orchestrator.shelf import Shelf
 from orchestrator.workspace import Blobs, SnapshotStore
 
 logger = logging.getLogger(__name__)
@@ -41,6 +42,7 @@ async def restore(
     load: Load,
     store: SnapshotStore,
     blobs: Blobs,
+    shelf: Shelf,
     driver: SandboxDriver,
     *,
     host: str,
@@ -57,7 +59,7 @@ async def restore(
     await load.begin(contents.chain, host_was=head.host, host=host, quiet_s=quiet_s)
     here = {snapshot_id for snapshot_id, _ in await store.snapshots()}
     file.seek(0)
-    restoring = _Restoring(load, store, blobs, frozenset(whole.files | here), frozenset(contents.gone), progress)
+    restoring = _Restoring(load, store, blobs, shelf, frozenset(whole.files | here), frozenset(contents.gone), progress)
     await restoring.run(Reader(file))
     loaded = await load.finish(taken_at=head.moment)
     return Restored(head, contents, loaded, tuple(restoring.corrupt))
@@ -83,6 +85,7 @@ class _Restoring:
         load: Load,
         store: SnapshotStore,
         blobs: Blobs,
+        shelf: Shelf,
         files: frozenset[str],
         gone: frozenset[str],
         progress: Callable[[str], None],
@@ -90,6 +93,7 @@ class _Restoring:
         self._load = load
         self._store = store
         self._blobs = blobs
+        self._shelf = shelf
         self._files = files
         self._gone = gone
         self._progress = progress
@@ -107,6 +111,9 @@ class _Restoring:
                 await self._blobs.put(_asynchronous(pieces.of(first.of)), limit_bytes=1 << 62)
             elif kind == SNAPSHOTS and whose not in self._gone:
                 await self._snapshot(whose, pieces.of(first.of))
+            elif kind == ARTIFACTS:
+                execution_id = whose.partition("/")[0]
+                await self._shelf.load(execution_id, pieces.below(ARTIFACTS, execution_id))
             else:  # what went while it was read is not whole; what a later release adds, this one cannot place
                 await asyncio.to_thread(_pass_over, pieces.of(first.of))
 
@@ -152,6 +159,14 @@ class _Ahead:
         """The content of those that follow and belong together."""
         while (piece := self.look()) is not None and piece.of == whose:
             yield self.take().data
+
+    def below(self, kind: str, folder: str) -> Iterator[tuple[str, bytes]]:
+        """The same of all files in a folder: (the file, a piece of it)."""
+        while (piece := self.look()) is not None and piece.of[0] == kind:
+            whose, _, name = piece.of[1].partition("/")
+            if whose != folder:
+                return
+            yield name, self.take().data
 
 
 def _pass_over(chunks: Iterator[bytes]) -> None:

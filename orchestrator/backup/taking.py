@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO, Final
 
 from orchestrator import __version__
-from orchestrator.backup.format import BLOBS, MOST_NAMED, PIECE_BYTES, RECORDS, SNAPSHOTS, Contents, Head
+from orchestrator.backup.format import ARTIFACTS, BLOBS, MOST_NAMED, PIECE_BYTES, RECORDS, SNAPSHOTS, Contents, Head
 from orchestrator.backup.writing import Writer
 from orchestrator.clock import Clock
 from orchestrator.dump import EXECUTION, SNAPSHOT, Dump, Line
 from orchestrator.errors import CarrelError, NotFound
+from orchestrator.shelf import Shelf
 from orchestrator.workspace import Blobs, SnapshotStore
 
 logger = logging.getLogger(__name__)
@@ -28,11 +29,12 @@ _READ_BYTES: Final = PIECE_BYTES
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """What a backup is taken of. `host`: whose snapshots are in `store`."""
+    """What a backup is taken of. `host`: whose snapshots are in `store`, and whose shelf it is."""
 
     dump: Dump
     store: SnapshotStore
     blobs: Blobs
+    shelf: Shelf
     clock: Clock
     installation: str
     host: str
@@ -64,7 +66,8 @@ class _Taking:
         self._head = head
         self._files = files
         self._progress = progress
-        self._executions = self._records = self._whole = 0
+        self._records = self._whole = self._artifacts = 0
+        self._executions: set[str] = set()
         self._here: list[str] = []
         self._blobs: set[str] = set()
         self._elsewhere: list[str] = []
@@ -78,11 +81,15 @@ class _Taking:
                 await self._blob(digest)
             for snapshot_id in self._here:
                 await self._snapshot(snapshot_id)
+            for execution_id, _ in await self._sources.shelf.list():
+                if execution_id in self._executions:
+                    await self._shelved(execution_id)
         contents = Contents(
-            executions=self._executions,
+            executions=len(self._executions),
             snapshots=self._records,
             snapshot_files=self._whole,
             blobs=len(self._blobs) if self._files else 0,
+            artifacts=self._artifacts,
             elsewhere=tuple(self._elsewhere),
             elsewhere_count=self._elsewhere_count,
             gone=tuple(self._gone),
@@ -107,7 +114,7 @@ class _Taking:
     def _look(self, line: Line) -> None:
         """What files belong to it."""
         if line["of"] == EXECUTION:
-            self._executions += 1
+            self._executions.add(line["id"])
             if line["record"]["state"] != "FINISHED":
                 spec: dict[str, Any] = json.loads(line["record"]["spec"])
                 self._blobs.update(file["sha256"] for file in spec.get("files", ()))
@@ -155,6 +162,20 @@ class _Taking:
             self._gone.append(snapshot_id)
         else:
             self._whole += 1
+
+    async def _shelved(self, execution_id: str) -> None:
+        packed = self._sources.shelf.pack(execution_id)
+        n, last = 0, ""
+        try:
+            while (piece := await asyncio.to_thread(next, packed, None)) is not None:
+                name, data = piece
+                n, last = (n + 1 if name == last else 1), name
+                await self._add(f"{ARTIFACTS}/{execution_id}/{name}/{n:08}", data)
+        except NotFound:
+            return  # removed since it was listed
+        finally:
+            await asyncio.to_thread(packed.close)
+        self._artifacts += 1
 
     async def _holds(self, snapshot_id: str) -> bool:
         return any(here == snapshot_id for here, _ in await self._sources.store.snapshots())

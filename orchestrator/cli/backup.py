@@ -24,7 +24,9 @@ def backup(
     output: Annotated[str, typer.Option("--output", "-o", metavar="FILE", help="Where to; - is stdout.")] = "",
     verify: Annotated[str, typer.Option("--verify", metavar="FILE", help="Read this one whole; - is stdin.")] = "",
     replace: Annotated[bool, typer.Option("--replace", help="A file of that name is replaced, at the end.")] = False,
-    files: Annotated[bool, typer.Option("--files/--no-files", help="With the files of snapshots.")] = True,
+    files: Annotated[
+        bool, typer.Option("--files/--no-files", help="With the files of snapshots and artifacts.")
+    ] = True,
     as_json: Json = False,
     progress: Progress = False,
     config: Annotated[Path | None, flags.CONFIG] = None,
@@ -32,8 +34,8 @@ def backup(
     data_dir: Annotated[Path | None, flags.DATA_DIR] = None,
     redis_url: Annotated[str | None, flags.REDIS_URL] = None,
 ) -> None:
-    """Back up records, histories, tokens, streams and this host's snapshots, while everything runs. Run it where
-    `carrel serve` runs: it reads the store and the snapshots itself, as the same user."""
+    """Back up records, histories, tokens, streams and this host's snapshots and artifacts, while everything runs. Run
+    it where `carrel serve` runs: it reads the store and the snapshots itself, as the same user."""
     if bool(output) == bool(verify):
         raise UsageError("give either -o FILE or --verify FILE")
     if verify:
@@ -71,7 +73,8 @@ def tell(head: backups.Head, contents: backups.Contents, *, as_json: bool, quiet
     size = console.bytes_shown(contents.bytes)
     console.note(
         f"backup {contents.chain[:12]} of {head.installation} on {head.host}, {head.taken_at}: {contents.executions}"
-        f" executions, {contents.snapshots} snapshots ({contents.snapshot_files} with their files), {size}"
+        f" executions, {contents.snapshots} snapshots ({contents.snapshot_files} with their files), artifacts of"
+        f" {contents.artifacts}, {size}"
     )
     if contents.elsewhere_count:
         console.note(

@@ -8,7 +8,6 @@ something may go.
 from __future__ import annotations
 
 import asyncio
-import base64
 import builtins
 import contextlib
 import errno
@@ -19,7 +18,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -29,14 +28,17 @@ from orchestrator.execution import GIB
 from orchestrator.room import Mark
 from orchestrator.shelf import MOST, NAMED_BYTES, Kept
 from orchestrator.workspace import Files, FileStat, OpenFile
-from orchestrator.workspaces import taking
+from orchestrator.workspaces import carrying, taking
 from orchestrator.workspaces.durable import disk_errors, locked, sync_filesystem, sync_folder, try_lock
 from orchestrator.workspaces.removal import remove_tree
 from orchestrator.workspaces.shelf_list import read_list, write_list
+from orchestrator.workspaces.shelf_names import append_names, read_names
 
 logger = logging.getLogger(__name__)
 
 _LIST: Final = "list"
+_NAMED: Final = "named"
+_DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 _NEW: Final = ".new-"
 _GONE: Final = ".gone-"
 _KINDS: Final = {"other": "it is a device, a socket or a FIFO", "directory": "it is a folder"}
@@ -83,6 +85,22 @@ class DirectoryShelf:
     async def remove(self, execution_id: str) -> int:
         return await asyncio.to_thread(self._remove, execution_id)
 
+    def pack(self, execution_id: str) -> Generator[tuple[str, bytes]]:
+        named = self._names(execution_id)
+        while True:
+            with disk_errors("artifacts"), self._beside(execution_id) as new:
+                if not carrying.hold(self._of / execution_id, new):
+                    continue
+                if named:
+                    append_names(new / _NAMED, named)
+                if not any(new.iterdir()):
+                    raise NotFound("nothing is held of it", kind="artifacts", id=execution_id)
+                yield from carrying.pieces(new)
+                return
+
+    async def load(self, execution_id: str, pieces: Iterator[tuple[str, bytes]]) -> None:
+        await asyncio.to_thread(self._load, execution_id, pieces)
+
     async def list(self) -> Sequence[tuple[str, datetime]]:
         return await asyncio.to_thread(self._list)
 
@@ -96,24 +114,12 @@ class DirectoryShelf:
             return
         self._named.mkdir(mode=0o700, parents=True, exist_ok=True)
         file = self._named / _checked(execution_id)
-        with disk_errors("artifacts"), file.open("ab") as lines:
-            # One write: another epoch's owner may append as well, and half a line of a crash is no line.
-            lines.write(b"".join(b"\n" + base64.b64encode(os.fsencode(path)) + b"\n" for path in new[:room]))
-            lines.flush()
-            os.fsync(lines.fileno())
+        with disk_errors("artifacts"):
+            append_names(file, new[:room])
         sync_folder(self._named)
 
     def _names(self, execution_id: str) -> Sequence[str]:
-        try:
-            lines = (self._named / _checked(execution_id)).read_bytes().split(b"\n")
-        except FileNotFoundError:
-            return []
-        found: dict[str, None] = {}
-        for line in lines:
-            with contextlib.suppress(ValueError):
-                found[os.fsdecode(base64.b64decode(line, validate=True))] = None
-        found.pop("", None)
-        return list(found)[:MOST]
+        return read_names(self._named / _checked(execution_id))
 
     # -- in a thread: keeping -----------------------------------------------------------------------------------------
 
@@ -141,6 +147,28 @@ class DirectoryShelf:
                         raise
             sync_folder(self._of)
         return kept
+
+    def _load(self, execution_id: str, pieces: Iterator[tuple[str, bytes]]) -> None:
+        place = self._of / _checked(execution_id)
+        with disk_errors("artifacts"), self._beside(execution_id) as new:
+            named: Sequence[str] = ()
+            for name, copy, sha256 in carrying.put(pieces, new):
+                if name == _NAMED:
+                    named = read_names(copy)
+                    copy.unlink()
+                elif name == sha256:
+                    self._settle(copy, new / name)
+                    copy.unlink(missing_ok=True)
+                elif name == _LIST or _DIGEST.fullmatch(name):  # damaged already: nobody shares it, `open` says so
+                    copy.rename(new / name)
+                else:
+                    raise Conflict(f"{name!r} is nothing of a shelf", state="corrupt", remedy="use another backup")
+            sync_folder(new)
+            self._name(execution_id, named)
+            self._take_away(place)
+            if (new / _LIST).exists():
+                new.rename(place)
+            sync_folder(self._of)
 
     def _fill(
         self, new: Path, looked_at: Iterator[tuple[str, str, FileStat | CarrelError]], files: Files
@@ -224,6 +252,8 @@ class DirectoryShelf:
 
     @contextlib.contextmanager
     def _beside(self, execution_id: str) -> Iterator[Path]:
+        self._of.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._content.mkdir(mode=0o700, exist_ok=True)
         while True:
             new = self._of / f"{_NEW}{execution_id}-{secrets.token_hex(4)}"
             new.mkdir(mode=0o700)
@@ -252,7 +282,7 @@ class DirectoryShelf:
 
     def _open(self, execution_id: str, one: Kept) -> OpenFile:
         file = self._of / _checked(execution_id) / one.sha256
-        if not re.fullmatch(r"[0-9a-f]{64}", one.sha256) or not file.is_file():
+        if not _DIGEST.fullmatch(one.sha256) or not file.is_file():
             raise NotFound(one.refused or "its bytes are not there", kind="artifact", id=one.path)
         if not self._is_sound(file):
             raise Conflict(

@@ -36,7 +36,7 @@ def other() -> Iterator[Place]:
 def busy(own_place: Place) -> Place:
     """One that has ended, with files, and one that works, with a snapshot."""
     place = own_place
-    place.ok("run", "--name", "done", "--", "bash", "-c", "echo hello; echo kept > file")
+    place.ok("run", "--name", "done", "--", "bash", "-c", "echo hello; echo kept > file; echo made > artifacts/made")
     place.ok("run", "-d", "--name", "works", "--stdin", "text", "--", "bash", "-c", TALKER)
     until(lambda: b"up" in place.carrel("logs", "works").stdout, "it is up")
     place.ok("snapshot", "create", "works", "--name", "point")
@@ -82,7 +82,7 @@ def served_as(place: Place, like: Place) -> Place:
 def test_there_and_back(busy: Place, other: Place) -> None:
     before = shown(busy, "done")
     told = backed_up(busy)
-    assert told["executions"] == 2 and told["snapshot_files"] == told["snapshots"] >= 2
+    assert told["executions"] == 2 and told["artifacts"] == 1 and told["snapshot_files"] == told["snapshots"] >= 2
     busy.ok("send", "works", "two")  # it works on
     until(lambda: b"got two" in busy.carrel("logs", "works").stdout, "it has heard")
     file = busy.folder / "backup"
@@ -95,6 +95,7 @@ def test_there_and_back(busy: Place, other: Place) -> None:
     served_as(other, busy)
     assert shown(other, "done") == before
     assert other.ok("cp", "done:file", "-") == "kept\n"
+    assert other.ok("artifacts", "get", "done", "-o", "-") == "made\n"
     lost = other.record("works")
     assert lost["outcome"]["kind"] == "LOST" and "restored from a backup" in lost["outcome"]["message"]
     assert "got one" in other.ok("logs", "works") and "got two" not in other.ok("logs", "works")

@@ -58,7 +58,7 @@ async def backed_up(here: Stage, redis_url: str, installation: str) -> io.BytesI
     server, out, parts = Server(redis_url), io.BytesIO(), here.parts
     try:
         dump = RedisDump(server, Keys(installation))
-        await take(Sources(dump, parts.workspaces, parts.blobs, parts.clock, installation, "here"), out)
+        await take(Sources(dump, parts.workspaces, parts.blobs, parts.shelf, parts.clock, installation, "here"), out)
     finally:
         await server.aclose()
     return out
@@ -73,6 +73,7 @@ async def restored(lost: Stage, file: io.BytesIO, redis_url: str, installation: 
             RedisLoad(server, Keys(f"{installation}-new")),
             parts.workspaces,
             parts.blobs,
+            parts.shelf,
             parts.driver,
             host="here",
             end_sandboxes=end,

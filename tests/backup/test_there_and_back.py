@@ -28,6 +28,7 @@ from orchestrator.stores.redis import Keys, RedisDump, RedisExecutions, RedisHis
 from orchestrator.workspace import Seed
 from orchestrator.workspaces.blobs import DirectoryBlobs
 from orchestrator.workspaces.directory import DirectoryStore
+from orchestrator.workspaces.shelf import DirectoryShelf
 from tests.contracts.redis_store import Store, lines
 from tests.contracts.test_dump import RESUMES, seen
 from tests.inputs import how_many
@@ -47,12 +48,13 @@ class Ground:
     def __post_init__(self) -> None:
         self.files = DirectoryStore(self.folder / "slots")
         self.blobs = DirectoryBlobs(self.folder / "blobs")
+        self.shelf = DirectoryShelf(self.folder / "shelf")
         self.driver = ScriptedDriver(self.folder / "boxes", self.folder / "slots", INIT)
 
     @property
     def sources(self) -> Sources:
         dump = RedisDump(self.store.server, self.store.keys)
-        return Sources(dump, self.files, self.blobs, SystemClock(), self.store.keys.installation, "h1")
+        return Sources(dump, self.files, self.blobs, self.shelf, SystemClock(), self.store.keys.installation, "h1")
 
     async def backed_up(self) -> tuple[Taken, io.BytesIO]:
         out = io.BytesIO()
@@ -63,7 +65,8 @@ class Ground:
     async def restored(self, file: io.BytesIO) -> Restored:
         load = RedisLoad(self.store.server, self.store.keys)
         file.seek(0)
-        return await restore(file, load, self.files, self.blobs, self.driver, host="h1", quiet_s=0.1)
+        parts = (self.files, self.blobs, self.shelf, self.driver)
+        return await restore(file, load, *parts, host="h1", quiet_s=0.1)
 
     async def working(self, id: str = "exe_a", text: bytes = b"content", **spec: object) -> Lease:
         """One that runs, with a file."""
@@ -130,6 +133,29 @@ async def test_what_it_is_to_begin_with_is_in_it(here: Ground, there: Ground) ->
     await there.restored((await here.backed_up())[1])
     assert there.blobs.path(digest).read_bytes() == b"a seed" * 300_000
     assert (await there.store.state("exe_a")) is ExecutionState.QUEUED
+
+
+@pytest.mark.root
+async def test_artifacts_are_in_it(here: Ground, there: Ground) -> None:
+    """Of what has a record: names of what works, what was kept of what ended."""
+    await here.store.finish(await here.working(), own=3)
+    await here.working("exe_b")
+    left = here.folder / "slots" / "sbx_exe_a_1" / "vol" / "workspace" / "artifacts"
+    for name, data in (("large", bytes(range(256)) * 12_000), ("again", b"same"), ("once", b"same"), ("empty", b"")):
+        (left / name).write_bytes(data)
+    (left / "away").symlink_to("/etc/hosts")
+    for id in ("exe_a", "exe_unknown"):
+        kept = await here.shelf.keep(id, here.files.files("sbx_exe_a_1"))
+    await here.shelf.name("exe_b", ["a/file", "caf\udce9\n"])
+    taken, file = await here.backed_up()
+    assert taken.contents.artifacts == 2
+    await there.restored(file)
+    assert [id for id, _ in await there.shelf.list()] == ["exe_a", "exe_b"]
+    assert await there.shelf.kept("exe_a") == kept and len(kept) == 5
+    assert list(await there.shelf.named("exe_b")) == ["a/file", "caf\udce9\n"]
+    for one in kept:
+        if not one.refused:
+            assert (await there.shelf.open("exe_a", one)).read(0, 1 << 30) == (left / one.path).read_bytes()
 
 
 async def test_under_a_busy_writer_each_is_as_it_stood_at_one_moment(here: Ground, there: Ground) -> None:
@@ -234,7 +260,8 @@ async def test_it_does_not_run_beside_what_still_runs(here: Ground, there: Groun
             await there.restored(file)
         load = RedisLoad(there.store.server, there.store.keys)
         file.seek(0)
-        await restore(file, load, there.files, there.blobs, there.driver, host="h1", end_sandboxes=True, quiet_s=0.1)
+        parts = (there.files, there.blobs, there.shelf, there.driver)
+        await restore(file, load, *parts, host="h1", end_sandboxes=True, quiet_s=0.1)
         assert await there.driver.list() == []
     finally:
         await there.driver.remove("sbx_old")

@@ -296,3 +296,55 @@ async def test_killed_between_any_two_steps(short_dir: Path, what: str) -> None:
             assert left > 5
             return
     raise AssertionError("it never came to its end")
+
+
+async def test_what_is_packed_stays_as_it_was_and_is_loaded_in_place(shelf: DirectoryShelf, short_dir: Path) -> None:
+    files, home = await workspace(short_dir)
+    left = home / "artifacts"
+    (left / "large").write_bytes(os.urandom(3 << 20) + b"end")
+    (left / "empty").touch()
+    await shelf.name(A, ["/workspace/nowhere"])
+    first = await shelf.keep(A, files)
+    for change in ("replaced", "removed"):
+        packing = shelf.pack(A)
+        pieces = [next(packing)]
+        if change == "replaced":
+            (left / "large").write_bytes(b"another")
+            assert await shelf.keep(A, files) != first
+        else:
+            await shelf.remove(A)
+        pieces += packing
+        assert max(len(data) for _, data in pieces) == 1 << 20
+        other = DirectoryShelf(short_dir / change)
+        await other.load(A, iter([(name, data) for name, data in pieces if name != "named"]))
+        await other.load(A, iter(pieces))  # in place of that
+        assert await other.kept(A) == first and list(await other.named(A)) == ["/workspace/nowhere"]
+        for one in first:
+            if not one.refused:
+                assert hashlib.sha256(await content(other, A, one)).hexdigest() == one.sha256
+        assert await other.remove(A) > 3 << 20
+        assert [path for path in (short_dir / change).rglob("*") if path.is_file()] == []
+        if change == "replaced":
+            await shelf.load(A, iter(pieces))
+    assert held(short_dir) == 0, "what was held for the pack is let go"
+    with pytest.raises(NotFound):
+        next(shelf.pack(A))
+
+
+async def test_what_was_damaged_is_loaded_as_that_and_what_is_none_is_refused(
+    shelf: DirectoryShelf, short_dir: Path
+) -> None:
+    files, home = await workspace(short_dir)
+    (home / "artifacts" / "a").write_bytes(b"alpha")
+    (one,) = await shelf.keep(A, files)
+    pieces = list(shelf.pack(A))
+    other = DirectoryShelf(short_dir / "other")
+    for wrong in ("../a", ".new-x", "a" * 63):
+        with pytest.raises(Conflict):
+            await other.load(A, iter([*pieces, (wrong, b"")]))
+        assert await other.list() == []
+    await other.load(A, iter([(name, b"flipped" if name == one.sha256 else data) for name, data in pieces]))
+    with pytest.raises(Conflict):
+        await content(other, A, one)
+    await other.load(B, iter(pieces))
+    assert await content(other, B, one) == b"alpha", "nobody shares what is damaged"
