@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.timeout(600)
 def test_make_demo(tmp_path: Path) -> None:
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("CARREL_", "MAKE"))}
+    before = _demos_mounted()
     told = subprocess.run(["make", "demo"], cwd=ROOT, env=clean, capture_output=True, text=True, check=False)
     assert told.returncode == 0, told.stdout + told.stderr
     for line in (
@@ -25,3 +26,8 @@ def test_make_demo(tmp_path: Path) -> None:
         "succeeded, and its artifact arrived",
     ):
         assert line in told.stdout
+    assert _demos_mounted() <= before, "its pool went with it"
+
+
+def _demos_mounted() -> set[str]:
+    return {line for line in Path("/proc/mounts").read_text().splitlines() if "/carrel-demo." in line}
