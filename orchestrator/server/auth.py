@@ -68,7 +68,8 @@ class Authenticator:
         # once more in constant time, so that no store has to promise the same.
         if token is None or not hmac.compare_digest(token.digest, digest):
             self._seen.pop(digest, None)
-            raise Unauthorized("this token is not known here", remedy="ask for one with `carrel token create`")
+            remedy = "an installation's first one is in the file `admin-token` of its data directory"
+            raise Unauthorized("this token is not known here", remedy=remedy)
         self._seen[digest] = (token, now + REMEMBER_S)
         self._seen.move_to_end(digest)
         while len(self._seen) > _REMEMBERED:
