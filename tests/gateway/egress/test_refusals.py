@@ -222,18 +222,22 @@ def test_names_nobody_answers_for_hold_few_threads(proxy: Proxy, internet: Inter
 
 
 def test_a_refusal_names_the_remedy_where_clients_show_it(proxy: Proxy) -> None:
-    answer = proxy.refused("pypi.org:8443")
-    assert "403 Forbidden: pypi.org:8443 refused by Carrel" in answer.head.splitlines()[0]
-    assert "--allow pypi.org:8443" in answer.head.splitlines()[0]
+    answer = proxy.refused("packages.example:8443")
+    assert "403 Forbidden: packages.example:8443 refused by Carrel" in answer.head.splitlines()[0]
+    assert "--allow packages.example:8443" in answer.head.splitlines()[0]
     error = answer.json()["error"]
-    assert error["code"] == "egress_refused" and error["port"] == 8443 and "--allow pypi.org:8443" in error["remedy"]
+    assert (
+        error["code"] == "egress_refused"
+        and error["port"] == 8443
+        and "--allow packages.example:8443" in error["remedy"]
+    )
     assert proxy.running.wait(event="egress.refused") == {
         "event": "egress.refused",
-        "host": "pypi.org",
+        "host": "packages.example",
         "port": 8443,
         "why": error["why"],
     }
-    head = proxy.ask("HEAD http://pypi.org/ HTTP/1.1\r\nHost: pypi.org\r\n\r\n")
+    head = proxy.ask("HEAD http://packages.example/ HTTP/1.1\r\nHost: packages.example\r\n\r\n")
     assert head.status == 403 and head.body == b""
 
 
