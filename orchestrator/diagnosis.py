@@ -25,10 +25,11 @@ import docker
 from orchestrator import leftovers
 from orchestrator.archive_diagnosis import archive
 from orchestrator.checks import Check, Verdict
+from orchestrator.configuration import unknown_variables
 from orchestrator.errors import BadInput, CarrelError
 from orchestrator.execution import GIB
 from orchestrator.model_diagnosis import models
-from orchestrator.settings import Settings, unknown_variables
+from orchestrator.settings import Settings
 from orchestrator.stores import embedded
 from orchestrator.stores.redis import schema
 from orchestrator.stores.redis.connection import Server

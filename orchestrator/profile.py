@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from orchestrator import settings
+from orchestrator import configuration
 from orchestrator.errors import BadInput
 
 ADMIN_TOKEN = "admin-token"
@@ -138,7 +138,7 @@ def is_local(url: str) -> bool:
 
 def local_url() -> str:
     """Where this machine's server listens, by its settings."""
-    effective = settings.load()
+    effective = configuration.load()
     host = effective.bind_host
     if host in ("0.0.0.0", "::", ""):
         host = "127.0.0.1"
@@ -146,7 +146,7 @@ def local_url() -> str:
 
 
 def _admin_token(*, quiet: bool) -> str:
-    path = settings.load().data_dir / ADMIN_TOKEN
+    path = configuration.load().data_dir / ADMIN_TOKEN
     try:
         return path.read_text().strip()
     except FileNotFoundError:

@@ -17,11 +17,12 @@ import redis
 
 from orchestrator import diagnosis
 from orchestrator.checks import Check, Verdict
+from orchestrator.configuration import load
 from orchestrator.execution import Spec
 from orchestrator.executions import Claim
 from orchestrator.history import Change
 from orchestrator.lifecycle import Trigger
-from orchestrator.settings import Settings, load
+from orchestrator.settings import Settings
 from orchestrator.stores import embedded
 from orchestrator.stores.redis import Keys, RedisExecutions, RedisHistory, Server
 

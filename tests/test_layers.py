@@ -38,7 +38,9 @@ class Room:
 ROOMS = {
     "nouns": Room(("orchestrator",)),
     "link": Room(("orchestrator.link",), ("nouns", "frames")),
-    "settings": Room(("orchestrator.settings", "orchestrator.model_settings"), ("nouns",)),
+    "settings": Room(
+        ("orchestrator.settings", "orchestrator.configuration", "orchestrator.model_settings"), ("nouns",)
+    ),
     "scripted_provider": Room(("orchestrator.scripted_provider",), ("nouns", "scripted_model")),
     "diagnosis": Room(
         ("orchestrator.diagnosis", "orchestrator.model_diagnosis", "orchestrator.archive_diagnosis"),
@@ -209,6 +211,7 @@ def test_only_settings_reads_the_environment() -> None:
 # The command line is a client: where the server is, and the token, are its own to know. Where to crash is tests' own.
 ENVIRONMENT_READERS = {
     "orchestrator.settings",
+    "orchestrator.configuration",
     "orchestrator.model_settings",  # the names everybody gives their keys
     "orchestrator.profile",
     "orchestrator.engine.crash_point",

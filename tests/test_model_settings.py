@@ -16,11 +16,12 @@ from hypothesis import strategies as st
 from orchestrator import model_settings
 from orchestrator.calls import ModelUsage
 from orchestrator.checks import Check, Verdict
+from orchestrator.configuration import load
 from orchestrator.errors import BadInput, Forbidden
 from orchestrator.model_diagnosis import models as examined
 from orchestrator.model_settings import Models, load_allowed, load_models
 from orchestrator.models import ModelApi, Price, Provider
-from orchestrator.settings import Settings, load
+from orchestrator.settings import Settings
 
 CANARY = "sk-canary-51c7e0"
 GOOD = """

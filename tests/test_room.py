@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from orchestrator.configuration import load
 from orchestrator.errors import BadInput
 from orchestrator.room import Mark, Place, Room, no_room, shortage
-from orchestrator.settings import load
 
 GIB = 1 << 30
 NOWHERE = {"CARREL_CONFIG": "/dev/null"}

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator import settings
+from orchestrator.configuration import load, unknown_variables
 from orchestrator.errors import BadInput
-from orchestrator.settings import SETTINGS, load
+from orchestrator.settings import SETTINGS
 
 NOWHERE = {"CARREL_CONFIG": "/dev/null"}
 
@@ -92,7 +93,7 @@ def test_a_broken_file_and_a_missing_one_are_named(tmp_path: Path) -> None:
 
 
 def test_misspelt_variables_are_found() -> None:
-    assert settings.unknown_variables({"CARREL_PROT": "1", "CARREL_PORT": "1", "CARREL_URL": "x", "HOME": "/"}) == [
+    assert unknown_variables({"CARREL_PROT": "1", "CARREL_PORT": "1", "CARREL_URL": "x", "HOME": "/"}) == [
         "CARREL_PROT"
     ]
 

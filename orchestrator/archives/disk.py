@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 from orchestrator.archive import Stored
+from orchestrator.durable import sync_folder
 from orchestrator.errors import ArchiveUnavailable, DiskFull, NotFound
 
 _NEW: Final = ".new-"
@@ -50,7 +51,7 @@ class DiskArchive:
                     os.fsync(file.fileno())
             with self._errors(name):
                 new.rename(path)
-                _sync(path.parent)
+                sync_folder(path.parent)
         except BaseException:
             with contextlib.suppress(OSError):
                 new.unlink()
@@ -110,7 +111,7 @@ class DiskArchive:
         missing = [one for one in (folder, *folder.parents) if not one.is_dir()]
         for one in reversed(missing):
             one.mkdir(mode=0o700, exist_ok=True)
-            _sync(one.parent)
+            sync_folder(one.parent)
 
     @contextlib.contextmanager
     def _errors(self, name: str) -> Iterator[None]:
@@ -141,11 +142,3 @@ def _write(file: FileIO, chunk: bytes) -> None:
     left = memoryview(chunk)
     while left:
         left = left[file.write(left) :]
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
+from orchestrator.durable import sync_folder
 from orchestrator.errors import BadInput, DiskFull
 
 
@@ -52,7 +53,7 @@ class Output:
                 if self._part is not None and self._path is not None:
                     os.fsync(self._file.fileno())
                     self._part.rename(self._path)
-                    _sync(self._path.parent)
+                    sync_folder(self._path.parent)
                     self._part = None
         except OSError as error:
             failure = error
@@ -78,11 +79,3 @@ def _sweep(path: Path) -> None:
         with contextlib.suppress(OSError), left.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             left.unlink()
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from orchestrator import settings
+from orchestrator import configuration
 from orchestrator.cli import flags
 
 
@@ -20,7 +20,7 @@ def api(
     port: Annotated[int | None, flags.PORT] = None,
 ) -> None:
     """Serve the API only; any number of them share one store."""
-    effective = settings.load(
+    effective = configuration.load(
         flags.given(set_, data_dir=data_dir, redis_url=redis_url, bind_host=bind_host, port=port), file=config
     )
     from orchestrator import assembly

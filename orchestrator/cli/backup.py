@@ -12,7 +12,7 @@ from typing import Annotated, Any, BinaryIO
 import typer
 
 from orchestrator import backup as backups
-from orchestrator import settings
+from orchestrator import configuration
 from orchestrator.cli import console, flags
 from orchestrator.cli.usage import UsageError
 
@@ -41,7 +41,7 @@ def backup(
     if verify:
         _verify(verify, as_json=as_json)
         return
-    effective = settings.load(flags.given(set_, data_dir=data_dir, redis_url=redis_url), file=config)
+    effective = configuration.load(flags.given(set_, data_dir=data_dir, redis_url=redis_url), file=config)
     from orchestrator import assembly
 
     with backups.Output(output, replace=replace) as out:

@@ -7,14 +7,14 @@ from typing import Annotated, Any
 
 import typer
 
-from orchestrator import settings
+from orchestrator import configuration, settings
 from orchestrator.cli import console, reaching
 from orchestrator.room import Mark
 
 
 def config(ctx: typer.Context, as_json: Annotated[bool, reaching.Json] = False) -> None:
     """Show the effective settings of a server started here, each with its origin, and the client's target."""
-    effective = settings.load()
+    effective = configuration.load()
     who = reaching.target(ctx)
     shown = {name: (_plain(getattr(effective, name)), effective.origin.get(name, "")) for name in settings.SETTINGS}
     if as_json:

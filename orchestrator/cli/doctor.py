@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from orchestrator import diagnosis, settings
+from orchestrator import configuration, diagnosis
 from orchestrator.checks import Check, Verdict
 from orchestrator.errors import BadInput
 
@@ -24,7 +24,7 @@ def doctor(
 ) -> None:
     """Say what this host has, what it lacks and how to get it. Exit code 1 when something is missing."""
     try:
-        checks = list(diagnosis.examine(settings.load()))
+        checks = list(diagnosis.examine(configuration.load()))
     except BadInput as failure:
         checks = [diagnosis.broken_settings(failure)]
     well = diagnosis.is_well(checks)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
 from orchestrator import profile
-from orchestrator.cli import console, money, reaching, units
+from orchestrator.cli import console, flags, money, reaching, units
 from orchestrator.cli.usage import UsageError
 
 
@@ -31,20 +31,14 @@ def fork(
     label: Annotated[list[str] | None, typer.Option("-l", "--label", metavar="K=V", help="One label more.")] = None,
     env: Annotated[list[str] | None, typer.Option("-e", "--env", metavar="K=V", help="One variable more.")] = None,
     model: Annotated[str | None, typer.Option("--model", help="Another model.")] = None,
-    budget_usd: Annotated[
-        str | None, typer.Option("--budget-usd", metavar="USD", help="What its model calls may cost: 2.50, or none.")
-    ] = None,
-    budget_tokens: Annotated[
-        str | None, typer.Option("--budget-tokens", metavar="N", help="How many tokens they may take, or none.")
-    ] = None,
-    on_budget: Annotated[
-        Literal["fail", "wait"] | None, typer.Option("--on-budget", help="Beyond it: end, or wait for a raise.")
-    ] = None,
+    budget_usd: flags.BudgetUsd = None,
+    budget_tokens: flags.BudgetTokens = None,
+    on_budget: flags.OnBudget = None,
     allow: Annotated[
         list[str] | None, typer.Option("--allow", metavar="HOST", help="Other hosts it may reach: name, *.name.")
     ] = None,
-    cpus: Annotated[float | None, typer.Option("--cpus", help="Cores.")] = None,
-    memory: Annotated[str | None, typer.Option("-m", "--memory", metavar="SIZE", help="512m, 2g.")] = None,
+    cpus: flags.Cpus = None,
+    memory: flags.Memory = None,
     timeout: Annotated[
         str | None, typer.Option("--timeout", metavar="DURATION", help="Its own deadline, from now.")
     ] = None,

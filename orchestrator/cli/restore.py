@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from orchestrator import settings
+from orchestrator import configuration
 from orchestrator.cli import console, flags
 from orchestrator.cli.backup import Json, Progress, said
 from orchestrator.cli.usage import UsageError
@@ -33,7 +33,7 @@ def restore(
     so."""
     if str(file) == "-":
         raise UsageError("a backup is read twice, first to check all of it: give a file")
-    effective = settings.load(flags.given(set_, data_dir=data_dir, redis_url=redis_url), file=config)
+    effective = configuration.load(flags.given(set_, data_dir=data_dir, redis_url=redis_url), file=config)
     from orchestrator import assembly
 
     with file.open("rb") as read:

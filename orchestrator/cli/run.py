@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from orchestrator import profile
-from orchestrator.cli import console, money, reaching, splitting, units
+from orchestrator.cli import console, flags, money, reaching, splitting, units
 from orchestrator.cli.usage import UsageError
 
 HELP = """Run a task or a command in a sandbox of its own and watch it.
@@ -52,23 +52,17 @@ def run(
     model: Annotated[
         str | None, typer.Option("--model", help="Which model it asks; else the server's default.")
     ] = None,
-    budget_usd: Annotated[
-        str | None, typer.Option("--budget-usd", metavar="USD", help="What its model calls may cost: 2.50, or none.")
-    ] = None,
-    budget_tokens: Annotated[
-        str | None, typer.Option("--budget-tokens", metavar="N", help="How many tokens they may take, or none.")
-    ] = None,
-    on_budget: Annotated[
-        Literal["fail", "wait"] | None, typer.Option("--on-budget", help="Beyond it: end, or wait for a raise.")
-    ] = None,
+    budget_usd: flags.BudgetUsd = None,
+    budget_tokens: flags.BudgetTokens = None,
+    on_budget: flags.OnBudget = None,
     max_steps: Annotated[int | None, typer.Option("--max-steps", metavar="N", help="So many model calls.")] = None,
     allow: Annotated[
         list[str] | None,
         typer.Option("--allow", metavar="HOST", help="A host it may reach: name, *.name, name:port. Else none."),
     ] = None,
     image: Annotated[str | None, typer.Option("--image", help="An image built FROM ours.")] = None,
-    cpus: Annotated[float | None, typer.Option("--cpus", help="Cores.")] = None,
-    memory: Annotated[str | None, typer.Option("-m", "--memory", metavar="SIZE", help="512m, 2g.")] = None,
+    cpus: flags.Cpus = None,
+    memory: flags.Memory = None,
     pids: Annotated[int | None, typer.Option("--pids-limit", help="Processes and threads.")] = None,
     timeout: Annotated[
         str | None, typer.Option("--timeout", metavar="DURATION", help="90s, 30m: then exit 124.")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from orchestrator import settings
+from orchestrator import configuration
 from orchestrator.cli import flags
 
 
@@ -21,7 +21,7 @@ def serve(
 ) -> None:
     """Serve: API and worker in one process, with an embedded store where none is set. Ctrl-C or SIGTERM
     drains: sandboxes live on."""
-    effective = settings.load(
+    effective = configuration.load(
         flags.given(set_, data_dir=data_dir, redis_url=redis_url, bind_host=bind_host, port=port), file=config
     )
     from orchestrator import assembly

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from orchestrator import settings
+from orchestrator import configuration
 from orchestrator.cli import flags
 
 
@@ -18,7 +18,7 @@ def worker(
     redis_url: Annotated[str | None, flags.REDIS_URL] = None,
 ) -> None:
     """Run a worker only: it takes due executions from the store and runs them here."""
-    effective = settings.load(flags.given(set_, data_dir=data_dir, redis_url=redis_url), file=config)
+    effective = configuration.load(flags.given(set_, data_dir=data_dir, redis_url=redis_url), file=config)
     from orchestrator import assembly
 
     raise typer.Exit(assembly.run_worker(effective) or 0)

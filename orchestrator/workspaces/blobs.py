@@ -16,8 +16,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import BinaryIO, Final
 
+from orchestrator.durable import disk_errors, sync_folder
 from orchestrator.errors import BadInput, NotFound
-from orchestrator.workspaces.durable import disk_errors, sync_folder
 
 ABANDONED_S: Final = 24 * 3600  # a temporary file this old has no writer
 

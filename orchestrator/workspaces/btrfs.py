@@ -14,10 +14,10 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from orchestrator.durable import sync_folder
 from orchestrator.errors import Conflict, Infeasible
 from orchestrator.workspace import DiskUse, StoreFacts
 from orchestrator.workspaces import btrfs_calls, measuring, pool
-from orchestrator.workspaces.durable import sync_folder
 from orchestrator.workspaces.removal import remove_tree
 from orchestrator.workspaces.store import VolumeStore
 

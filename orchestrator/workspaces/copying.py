@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from orchestrator.durable import sync_filesystem
 from orchestrator.errors import Conflict
 from orchestrator.workspaces.descent import FOLDER, GONE, Descent, folders
-from orchestrator.workspaces.durable import sync_filesystem
 from orchestrator.workspaces.removal import remove_tree
 
 FICLONE: Final = 0x40049409

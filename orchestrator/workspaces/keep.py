@@ -15,8 +15,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
+from orchestrator.durable import disk_errors, sync_folder, try_lock
 from orchestrator.errors import Conflict, NotFound
-from orchestrator.workspaces.durable import disk_errors, sync_folder, try_lock
 from orchestrator.workspaces.slots import whole
 from orchestrator.workspaces.volumes import Volumes
 

@@ -12,13 +12,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
-import zstandard
-
 from orchestrator.workspace import HARNESS_UID
-from orchestrator.workspaces.incoming import PIECE_BYTES, Incoming, Reading, bad_archive, exactly, no_archive
-from orchestrator.workspaces.tar_reading import WINDOW_BYTES, pax_records, skip_rest
+from orchestrator.workspaces.incoming import Incoming, bad_archive
+from orchestrator.workspaces.tar_stream import BLOCK, FILES, Head, decompressed, heads, whole_number
 
-BLOCK: Final = 512
 FORMAT: Final = "tar.zst"
 END: Final = bytes(2 * BLOCK)
 _HEADER_BYTES: Final = 8 << 20  # a path in a tree of 10,000 levels, attributes, a map of holes beside it
@@ -114,44 +111,14 @@ def _seconds(ns: int) -> bytes:
 
 def entries(incoming: Incoming) -> Iterator[Entry]:
     """All of a layer under zstd, and what other programs pack. Raises BadInput(field="archive")."""
-    unpacking = zstandard.ZstdDecompressor(max_window_size=WINDOW_BYTES)
-    try:
-        coming: Any = incoming  # it asks for `read` only
-        with unpacking.stream_reader(coming, read_size=1 << 16, read_across_frames=True, closefd=False) as plain:
-            yield from _entries(plain)
-    except zstandard.ZstdError as error:
-        raise no_archive(FORMAT, str(error)) from error
+    with decompressed(incoming, FORMAT) as source:
+        for head in heads(source, FORMAT, header_bytes=_HEADER_BYTES):
+            yield _entry(head)
 
 
-def _entries(source: Reading) -> Iterator[Entry]:
-    said: dict[bytes, bytes] = {}
-    while True:
-        block = exactly(source, BLOCK, FORMAT)
-        if not any(block):
-            skip_rest(source)
-            return
-        try:
-            info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
-        except (tarfile.TarError, ValueError) as error:
-            raise no_archive(FORMAT, str(error)) from error
-        if info.type in (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK):
-            if not 0 <= info.size <= _HEADER_BYTES:
-                raise no_archive(FORMAT, f"a header of {info.size} bytes")
-            text = exactly(source, info.size, FORMAT)
-            exactly(source, -info.size % BLOCK, FORMAT)
-            said |= pax_records(info, text, FORMAT)
-            continue
-        stored_bytes = _whole_number(said.get(b"size", b""), info.size)
-        content = _content(source, stored_bytes)
-        yield _entry(info, said, stored_bytes, content)
-        for _ in content:
-            pass  # what was not wanted of it
-        said = {}
-
-
-def _entry(info: tarfile.TarInfo, said: Mapping[bytes, bytes], stored_bytes: int, content: Iterator[bytes]) -> Entry:
-    path = said.get(_SPARSE + b"name") or said.get(b"path") or info.name.encode(errors="surrogateescape")
-    target = said.get(b"linkpath") or info.linkname.encode(errors="surrogateescape")
+def _entry(head: Head) -> Entry:
+    info, said, content = head.info, head.said, head.content
+    path = said.get(_SPARSE + b"name") or head.path
     attributes = {name[len(_XATTR) :]: value for name, value in said.items() if name.startswith(_XATTR)}
     mtime_ns = _nanoseconds(said.get(b"mtime", b""), int(info.mtime) * 10**9)
     plain: dict[str, Any] = {"mode": info.mode & 0o7777, "mtime_ns": mtime_ns, "attributes": attributes}
@@ -161,18 +128,18 @@ def _entry(info: tarfile.TarInfo, said: Mapping[bytes, bytes], stored_bytes: int
         any(name.startswith(_SPARSE) for name in said) and said.get(_SPARSE + b"major") != b"1"
     ):
         raise bad_archive(path, "is a sparse file of an older kind")
-    if info.type in (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE):
+    if info.type in FILES:
         if _SPARSE + b"major" not in said:
-            return Entry(path, "file", size_bytes=stored_bytes, content=content, **plain)
+            return Entry(path, "file", size_bytes=head.stored_bytes, content=content, **plain)
         holes = _Holes(content)
-        size_bytes = _whole_number(said.get(_SPARSE + b"realsize", b""), -1)
+        size_bytes = whole_number(said.get(_SPARSE + b"realsize", b""), -1, FORMAT)
         return Entry(path, "file", size_bytes=size_bytes, extents=holes.map(path, size_bytes), content=holes, **plain)
     if info.type == tarfile.DIRTYPE:
         return Entry(path, "directory", **plain)
     if info.type == tarfile.SYMTYPE:
-        return Entry(path, "symlink", target=target, **plain)
+        return Entry(path, "symlink", target=head.target, **plain)
     if info.type == tarfile.LNKTYPE:
-        return Entry(path, "link", target=target, **plain)
+        return Entry(path, "link", target=head.target, **plain)
     raise bad_archive(path, "is neither file, folder nor link")
 
 
@@ -201,7 +168,7 @@ class _Holes(Iterator[bytes]):
                     raise bad_archive(path, "has a map of holes that is none")
                 self._rest += piece
                 continue
-            numbers.append(_whole_number(line, -1))
+            numbers.append(whole_number(line, -1, FORMAT))
             taken += len(line) + 1
             if taken > _HEADER_BYTES:
                 raise bad_archive(path, "has too many holes")
@@ -217,24 +184,6 @@ class _Holes(Iterator[bytes]):
                 raise bad_archive(path, "has a map of holes that is none")
             end = at + length
         return extents
-
-
-def _content(source: Reading, size_bytes: int) -> Iterator[bytes]:
-    left = size_bytes
-    while left:
-        piece = source.read(min(PIECE_BYTES, left))
-        if not piece:
-            raise no_archive(FORMAT, "it ends early")
-        left -= len(piece)
-        yield piece
-    exactly(source, -size_bytes % BLOCK, FORMAT)
-
-
-def _whole_number(said: bytes, otherwise: int) -> int:
-    number = int(said) if said.isdigit() and len(said) < 19 else otherwise
-    if number < 0:
-        raise no_archive(FORMAT, "a size is no size")
-    return number
 
 
 def _nanoseconds(said: bytes, otherwise: int) -> int:

@@ -12,8 +12,8 @@ import stat
 from collections.abc import Iterator
 from typing import Final
 
+from orchestrator.durable import disk_errors
 from orchestrator.errors import BadInput, Conflict
-from orchestrator.workspaces.durable import disk_errors
 from orchestrator.workspaces.lookup import looked_up, open_changeable, open_folder
 from orchestrator.workspaces.removal import remove_below
 from orchestrator.workspaces.renaming import rename_new

@@ -14,10 +14,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
+from orchestrator.durable import disk_errors, locked
 from orchestrator.errors import Changed, Conflict, NotFound
 from orchestrator.workspace import ArchiveFormat, FilePage, FileStat, Unpacked, UnpackLimits
 from orchestrator.workspaces import archiving, listing, moving, unpacking
-from orchestrator.workspaces.durable import disk_errors, locked
 from orchestrator.workspaces.globbing import Glob
 from orchestrator.workspaces.lookup import (
     MAX_NAME_BYTES,

@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from orchestrator.durable import disk_errors, sync_folder
 from orchestrator.errors import BadInput
 from orchestrator.workspaces import btrfs_calls, loop_device, mounts
-from orchestrator.workspaces.durable import disk_errors, sync_folder
 
 log = logging.getLogger(__name__)
 

@@ -23,13 +23,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
+from orchestrator.durable import disk_errors, locked, sync_filesystem, sync_folder, try_lock
 from orchestrator.errors import CarrelError, Conflict, DiskFull, NotFound
 from orchestrator.execution import GIB
 from orchestrator.room import Mark
 from orchestrator.shelf import MOST, NAMED_BYTES, Kept
 from orchestrator.workspace import Files, FileStat, OpenFile
 from orchestrator.workspaces import carrying, taking
-from orchestrator.workspaces.durable import disk_errors, locked, sync_filesystem, sync_folder, try_lock
+from orchestrator.workspaces.paths import RegularFile
 from orchestrator.workspaces.removal import remove_tree
 from orchestrator.workspaces.shelf_list import read_list, write_list
 from orchestrator.workspaces.shelf_names import append_names, read_names
@@ -288,7 +289,8 @@ class DirectoryShelf:
             raise Conflict(
                 f"what was kept as {one.path} is not any more what it was", state="corrupt", remedy="use its workspace"
             )
-        return _KeptFile(file, one)
+        stat = FileStat(one.path, "file", one.size_bytes, 0o644, one.modified_at, etag=one.sha256)
+        return RegularFile(os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), stat)
 
     def _is_sound(self, file: Path) -> bool:
         """Are these the bytes of its name. Read once in this process, and again when the file was changed."""
@@ -370,23 +372,6 @@ class DirectoryShelf:
             self._measured = (until, max(0, used_bytes - freed_bytes))
         remove_tree(folder)
         return freed_bytes
-
-
-class _KeptFile:
-    """The port's OpenFile of what is on the shelf."""
-
-    def __init__(self, file: Path, one: Kept) -> None:
-        self._descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        self.etag = one.sha256
-        self.stat = FileStat(one.path, "file", one.size_bytes, 0o644, one.modified_at, etag=one.sha256)
-
-    def read(self, offset: int, size_bytes: int) -> bytes:
-        return os.pread(self._descriptor, size_bytes, offset)
-
-    def close(self) -> None:
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
 
 
 def _key(found: os.stat_result) -> tuple[int, int, int]:

@@ -16,10 +16,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
+from orchestrator.durable import disk_errors, sync_filesystem, sync_folder
 from orchestrator.errors import BadInput, Conflict, NotFound
 from orchestrator.workspace import Seed, Slot
 from orchestrator.workspaces import paths
-from orchestrator.workspaces.durable import disk_errors, sync_filesystem, sync_folder
 from orchestrator.workspaces.removal import remove_tree
 from orchestrator.workspaces.volumes import Volumes
 

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
 
+from orchestrator.durable import sync_filesystem
 from orchestrator.errors import Infeasible, NotFound
 from orchestrator.workspace import DiskUse, Files, Layer, Seed, Slot, StoreFacts, UnpackLimits
 from orchestrator.workspaces import laying, measuring, packing, paths
-from orchestrator.workspaces.durable import sync_filesystem
 from orchestrator.workspaces.incoming import no_archive
 from orchestrator.workspaces.keep import Keep
 from orchestrator.workspaces.slots import Slots, whole

@@ -12,10 +12,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
+from orchestrator.durable import disk_errors
 from orchestrator.errors import BadInput, CarrelError, Conflict
 from orchestrator.shelf import ARTIFACTS, places
 from orchestrator.workspace import Files, FileStat, OpenFile
-from orchestrator.workspaces.durable import disk_errors
 
 _READ_BYTES: Final = 1 << 20
 _ZEROS: Final = bytes(_READ_BYTES)

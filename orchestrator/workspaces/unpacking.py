@@ -17,10 +17,10 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import Final
 
+from orchestrator.durable import disk_errors, sync_filesystem
 from orchestrator.errors import Conflict
 from orchestrator.workspace import ArchiveFormat, Unpacked, UnpackLimits
 from orchestrator.workspaces import listing
-from orchestrator.workspaces.durable import disk_errors, sync_filesystem
 from orchestrator.workspaces.incoming import Incoming, Member, bad_archive
 from orchestrator.workspaces.lookup import (
     MAX_NAME_BYTES,

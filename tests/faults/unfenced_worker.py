@@ -7,7 +7,7 @@ import asyncio
 import sys
 from dataclasses import replace
 
-from orchestrator import logs, settings
+from orchestrator import configuration, logs
 from orchestrator.assembly import installed, worker_of
 from orchestrator.execution import Execution
 from orchestrator.executions import Claim, Nothing
@@ -31,7 +31,7 @@ class Unfenced(RedisExecutions):
 
 
 async def main() -> None:
-    effective = settings.load()
+    effective = configuration.load()
     logs.configure(effective.log_format, effective.log_level)
     async with installed(effective) as parts:
         server, keys = Server(effective.redis_url), Keys(effective.installation)

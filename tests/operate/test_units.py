@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.settings import load, unknown_variables
+from orchestrator.configuration import load, unknown_variables
 
 OPERATE = Path(__file__).parents[2] / "orchestrator" / "docs" / "operate"
 UNITS = sorted(OPERATE.glob("*.service"))

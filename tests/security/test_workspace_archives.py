@@ -74,6 +74,8 @@ HOSTILE = {
     "deep": member("d/" * 300 + "f", content=b"x"),
     "a huge header": member("././@LongLink", tarfile.GNUTYPE_LONGNAME, content=b"n" * (2 << 20)),
     "bad pax": member("p", tarfile.XHDTYPE, content=b"999 path=x\n") + member("y"),
+    "an absurd size": member("p", tarfile.XHDTYPE, content=b"5010 size=" + b"9" * 4999 + b"\n") + member("y"),
+    "a size below zero": member("p", tarfile.XHDTYPE, content=b"11 size=-5\n") + member("y"),
     "cut": member("x", content=b"x" * 5000)[:2000],
     "no archive": b"PK\3\4 something else altogether" * 100,
     "empty": b"",
