@@ -25,6 +25,7 @@ from orchestrator.workspaces.removal import remove_tree
 FICLONE: Final = 0x40049409
 CHUNK_BYTES: Final = 64 * 1024 * 1024  # of one copy_file_range
 PLAIN_BYTES: Final = 1024 * 1024  # of one read where the kernel cannot copy by itself
+SMALL_BYTES: Final = 128 * 1024  # up to here read and write cost less than the kernel's pipe between two files
 _NO_CLONE: Final = frozenset({errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.ENOSYS, errno.EPERM})
 
 
@@ -205,16 +206,23 @@ def reopen(seen: int) -> tuple[int, int | None]:
 def _copy_range(first: int, second: int, begin: int, end: int) -> None:
     at = begin
     while at < end:
-        try:
-            done = os.copy_file_range(first, second, min(CHUNK_BYTES, end - at), at, at)
-        except OSError as error:
-            if error.errno not in _NO_CLONE:
-                raise
-            data = os.pread(first, min(PLAIN_BYTES, end - at), at)
-            done = os.pwrite(second, data, at) if data else 0
+        if end - at <= SMALL_BYTES:
+            done = _copy_plainly(first, second, at, end)
+        else:
+            try:
+                done = os.copy_file_range(first, second, min(CHUNK_BYTES, end - at), at, at)
+            except OSError as error:
+                if error.errno not in _NO_CLONE:
+                    raise
+                done = _copy_plainly(first, second, at, end)
         if done == 0:
             return  # made shorter meanwhile
         at += done
+
+
+def _copy_plainly(first: int, second: int, at: int, end: int) -> int:
+    data = os.pread(first, min(PLAIN_BYTES, end - at), at)
+    return os.pwrite(second, data, at) if data else 0
 
 
 def _dress(first: int, second: int, found: os.stat_result, mode: int) -> None:
