@@ -6,8 +6,12 @@ and the registries it names in its environment are lent to the stage that fetche
 
 from __future__ import annotations
 
+import fcntl
 import os
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import docker
@@ -34,16 +38,29 @@ def harness_image(engine: docker.DockerClient, name: str, base: str, *, force: b
     files = _files(name)
     repository = NAME.format(name)
     tag = f"{repository}:{digest(base, files)}"
-    if has_image(engine, tag) and not force:
-        say(f"image: {tag} is there already, on {base}")
-    else:
-        say(f"image: building {tag} on {base} (its program comes from its registry: a minute or more)")
-        arguments = {"BASE": base, **{name: os.environ[name] for name in LENT if os.environ.get(name)}}
-        build(engine, files, tag, arguments, no_cache=force, extra={"host/ca.crt": _certificates()})
-        # Only of this harness: another's build may be standing on its own at this moment.
-        engine.images.prune(filters={"dangling": True, "label": f"carrel.stage=fetch-{name}"})
-    engine.images.get(tag).tag(repository, "latest")
+    with _alone(name):
+        if has_image(engine, tag) and not force:
+            say(f"image: {tag} is there already, on {base}")
+        else:
+            say(f"image: building {tag} on {base} (its program comes from its registry: a minute or more)")
+            arguments = {"BASE": base, **{name: os.environ[name] for name in LENT if os.environ.get(name)}}
+            build(engine, files, tag, arguments, no_cache=force, extra={"host/ca.crt": _certificates()})
+            # Only of this harness: another's build may be standing on its own at this moment.
+            engine.images.prune(filters={"dangling": True, "label": f"carrel.stage=fetch-{name}"})
+        engine.images.get(tag).tag(repository, "latest")
     return tag
+
+
+@contextmanager
+def _alone(name: str) -> Iterator[None]:
+    """One build of this harness at a time, of this user: who is done first takes away what the second stands on."""
+    path = Path(tempfile.gettempdir()) / f"carrel-image-{name}-{os.geteuid()}.lock"
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _files(name: str) -> dict[str, Path]:
