@@ -53,11 +53,19 @@ def harness_image(engine: docker.DockerClient, name: str, base: str, *, force: b
 
 @contextmanager
 def _alone(name: str) -> Iterator[None]:
-    """One build of this harness at a time, of this user: who is done first takes away what the second stands on."""
+    """One build of this harness at a time, of this user: who is done first takes away what the second stands on.
+    Raises Missing where the lock cannot be opened."""
     path = Path(tempfile.gettempdir()) / f"carrel-image-{name}-{os.geteuid()}.lock"
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except OSError as problem:
+        raise Missing(f"{path} cannot be locked ({problem.strerror}): remove it, or set TMPDIR") from problem
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"image: another build for {name} is under way; waiting for it")
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
         os.close(descriptor)
