@@ -167,13 +167,16 @@ def test_long_output_is_head_and_tail_and_the_whole_in_a_file(desk: Build) -> No
 
 def test_a_gigabyte_costs_neither_memory_nor_disk(desk: Build) -> None:
     at = desk(
-        bash("echo first; head -c 1000000000 /dev/zero | tr '\\0' x; echo; echo last", wait_s=300), {"text": "Done."}
+        bash("echo first; head -c 1000000000 /dev/zero | tr '\\0' x; echo; echo last", wait_s=300),
+        bash("while [ ! -e measured ]; do sleep 0.05; done", wait_s=300),  # one that has ended has no peak any more
+        {"text": "Done."},
     )
     at.start()
     assert at.process is not None
     done = at.wait_for("tool_call_update", lambda event: event["status"] == "completed")
     peak = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{at.process.pid}/status").read_text())
     assert peak is not None and int(peak[1]) < 120_000
+    (at.workspace / "measured").touch()
     assert at.end() == 0
     assert done["text"].startswith("first\nxxx") and "x\nlast\n[of 1000000012 bytes " in done["text"]
     kept = (at.state / "calls/1.0/out").stat().st_size
